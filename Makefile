@@ -1,0 +1,45 @@
+# make demo   the main job on a small archive in a directory: no account, no network
+# make test   all tests; make lint   ruff and mypy
+# WHEELS=DIR  install from wheels in a directory instead of an index
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
+
+.PHONY: demo test lint format clean check-python
+
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 or newer is needed: apt install python3 (or PYTHON=...)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is missing: apt install python3-venv"; exit 1; }
+
+$(BIN)/.runtime: pyproject.toml | check-python
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing what watcherd needs into $(VENV) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(BIN)/.test: pyproject.toml $(BIN)/.runtime
+	@echo "installing what the tests need into $(VENV) ..."
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+demo: $(BIN)/.runtime
+	@$(BIN)/python demo/demo.py
+
+test: $(BIN)/.test
+	@$(BIN)/python tests/run.py
+
+lint: $(BIN)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(BIN)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,193 @@
+"""An archive at one generation: one look pins it, every later read carries it.
+
+`Source.look` answers with an `Archive`, which reads ranges; from Google Cloud Storage (gcs.py) or
+from a directory. `Archive.stream` gives one member's exact compressed bytes, read ahead in slices
+where that pays, resumed where a connection broke; never the whole archive.
+"""
+
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from stager.errors import (
+    ArchiveCorrupt,
+    ArchiveDenied,
+    ArchiveNotFound,
+    ArchiveUnavailable,
+    StorageError,
+)
+from stager.layout import Build
+from stager.zipdir import LOCAL_HEADER, Directory, Member, read_directory
+
+SLICE_BYTES = 8 << 20
+READ_BYTES = 1 << 20
+Check = Callable[[], None]
+Pause = Callable[[float], None]
+
+
+class GenerationGone(ArchiveUnavailable):
+    """The pinned generation is no longer there: look again, nothing was mixed."""
+
+
+class Source(Protocol):
+    """Where archives come from."""
+
+    def look(self, build: Build, pause: Pause) -> "Archive":
+        """Return the build's archive as it is now; `pause` waits between tries.
+
+        Raises ArchiveMissing, ArchiveUnavailable or CredentialsRefused where that can't be.
+        """
+
+
+class Reader(Protocol):
+    """Reads ranges of one object at one generation."""
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` up to `end`, in pieces; resume by itself."""
+
+
+class Archive:
+    """One object at one generation, and how many of its bytes were fetched."""
+
+    def __init__(
+        self, url: str, generation: int, size: int, reader: Reader, connections: int
+    ) -> None:
+        self.url, self.generation, self.size = url, generation, size
+        self.fetched = 0
+        self._reader, self._connections = reader, connections
+        self._lock = threading.Lock()
+
+    def directory(self) -> Directory:
+        """Read the zip's directory."""
+        return read_directory(self.size, self._bytes)
+
+    def stream(self, member: Member, check: Check) -> Iterator[bytes]:
+        """Yield exactly the member's compressed bytes, in order; `check` may end it.
+
+        The first read begins at the local header, which tells where the data begins: no extra
+        round trip, and at most 64 bytes more than the member.
+        """
+        pieces = self._ahead(member.header_offset, member.likely_end, check)
+        head = b""
+        while len(head) < LOCAL_HEADER.size:
+            head += next(pieces, b"") or _short(member)
+        data = member.data_offset(head[: LOCAL_HEADER.size])
+        if data + member.compressed > member.end:
+            raise ArchiveCorrupt(f"{member.name} overlaps what follows it in the archive")
+        yield from self._exactly(head, pieces, data - member.header_offset, member.compressed)
+        missing = data + member.compressed - member.likely_end
+        if missing > 0:
+            end = data + member.compressed
+            yield from self._ahead(end - missing, end, check)
+
+    @staticmethod
+    def _exactly(head: bytes, pieces: Iterator[bytes], skip: int, left: int) -> Iterator[bytes]:
+        """Yield `left` bytes after the first `skip`, or as many of them as there are."""
+        piece: bytes | None = head
+        while piece is not None and left > 0:
+            part = piece[skip : skip + left] if skip or len(piece) > left else piece
+            skip, left = max(0, skip - len(piece)), left - len(part)
+            if part:
+                yield part
+            piece = next(pieces, None)
+
+    def _ahead(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+        """Yield a range, fetched in slices by several connections where it is long."""
+        if self._connections == 1 or end - start <= SLICE_BYTES:
+            yield from self._counted(start, end, check)
+            return
+        slices = iter(range(start, end, SLICE_BYTES))
+        ended = threading.Event()
+
+        def fetch(at: int) -> bytes:
+            def go_on() -> None:
+                check()
+                if ended.is_set():
+                    raise ArchiveUnavailable("the reader has gone")
+
+            return b"".join(self._counted(at, min(at + SLICE_BYTES, end), go_on))
+
+        with ThreadPoolExecutor(self._connections, "slice") as pool:
+            under_way: deque[Future[bytes]] = deque()
+            try:
+                for at in slices:
+                    under_way.append(pool.submit(fetch, at))
+                    if len(under_way) >= self._connections:
+                        yield under_way.popleft().result()
+                while under_way:
+                    yield under_way.popleft().result()
+            finally:
+                ended.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _counted(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+        for piece in self._reader.read(start, end):
+            check()
+            with self._lock:
+                self.fetched += len(piece)
+            yield piece
+
+    def _bytes(self, start: int, end: int) -> bytes:
+        return b"".join(self._counted(start, end, lambda: None))
+
+
+def _short(member: Member) -> bytes:
+    raise ArchiveCorrupt(f"{member.name}: the archive ends inside it")
+
+
+class DirectorySource:
+    """Archives in a directory: DIRECTORY/<bucket>/<object>, a mirror or the demo."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def look(self, build: Build, pause: Pause) -> Archive:
+        """Open the file; its generation is its modification time in nanoseconds."""
+        path = self.directory / build.bucket / build.object_name
+        try:
+            if not self.directory.is_dir():
+                raise StorageError(f"archive.directory is not there ({self.directory})")
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArchiveNotFound(f"no archive {build.archive_url}") from None
+        except PermissionError:
+            raise ArchiveDenied(f"no permission to read {build.archive_url}") from None
+        except OSError as e:
+            raise ArchiveUnavailable(f"{build.archive_url}: {e.strerror}") from None
+        info = os.fstat(fd)
+        reader = _FileReader(fd, info)
+        if not stat.S_ISREG(info.st_mode):
+            raise ArchiveNotFound(f"{build.archive_url} is not a file")
+        return Archive(build.archive_url, info.st_mtime_ns, info.st_size, reader, 1)
+
+
+class _FileReader:
+    """Ranges of an open file that must not change meanwhile."""
+
+    def __init__(self, fd: int, info: os.stat_result) -> None:
+        self._fd, self._pinned = fd, self._state(info)
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    @staticmethod
+    def _state(info: os.stat_result) -> tuple[int, int]:
+        return info.st_mtime_ns, info.st_size
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield a range of the file."""
+        while start < end:
+            try:
+                piece = os.pread(self._fd, min(READ_BYTES, end - start), start)
+                info = os.fstat(self._fd)
+            except OSError as e:
+                raise ArchiveUnavailable(f"reading the archive: {e.strerror}") from None
+            if not piece or self._state(info) != self._pinned:
+                raise GenerationGone("the archive's file was written to while it was read")
+            start += len(piece)
+            yield piece

@@ -1,0 +1,160 @@
+"""Which request comes next: what waits, in which order, and what keeps it waiting.
+
+Order is priority, then round-robin over submitters, then arrival. A build that is busy, whose
+archive is not there yet or whose service failed has a `Lull`: one look serves all its requests. A
+fault of the machine or the service is a `Hold` on everything, with one probe at a time.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from stager.errors import ArchiveMissing, StagerError
+from stager.layout import Waiting
+from stager.request import Request
+
+FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 2.0, 10.0
+FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS = 2.0, 60.0
+
+
+@dataclass(slots=True)
+class Entry:
+    """A waiting request as we know it; what its file says is a hint until it is claimed."""
+
+    waiting: Waiting
+    request: Request | None
+    verdict: dict[str, StagerError] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return self.request.build.key if self.request else f"?{self.waiting.id}"
+
+    def patience_over(self, server_now: float, default: float) -> bool:
+        """Whether it has waited for its archive as long as it wanted to."""
+        wait = self.request.wait if self.request else None
+        patience = default if wait is None else wait
+        return server_now >= self.waiting.arrived_ns / 1e9 + patience
+
+    def expired(self, server_now: float) -> bool:
+        """Whether its `expires` is over."""
+        if self.request is None or self.request.expires is None:
+            return False
+        return server_now >= self.waiting.arrived_ns / 1e9 + self.request.expires
+
+
+@dataclass(slots=True)
+class Lull:
+    """Why a build's requests wait for now; `until` by the monotonic clock."""
+
+    reason: str
+    until: float
+    seconds: float = FIRST_LOOK_SECONDS
+    error: StagerError | None = None
+    busy: bool = False
+
+
+@dataclass(slots=True)
+class Hold:
+    """A standing fault that makes the whole queue wait."""
+
+    error: StagerError
+    since: float
+    next_probe: float
+    seconds: float = FIRST_PROBE_SECONDS
+    probing: bool = False
+
+
+class Backlog:
+    """What waits in this spool, and why."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.lulls: dict[str, Lull] = {}
+        self.hold: Hold | None = None
+        self._clock = clock
+        self._served: dict[int, int] = {}
+        self._turn = 0
+
+    def update(self, listed: list[Waiting], read: Callable[[Waiting], Request | None]) -> None:
+        """Take in a fresh listing of waiting/; `read` is asked once for each request."""
+        old, self.entries = self.entries, {}
+        for waiting in listed:
+            entry = old.get(waiting.id)
+            if entry is None:
+                entry = Entry(waiting, read(waiting))
+            entry.waiting = waiting
+            self.entries[waiting.id] = entry
+        keys = {entry.key for entry in self.entries.values()}
+        now = self._clock()
+        self.lulls = {k: v for k, v in self.lulls.items() if k in keys or v.until > now}
+
+    def order(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Sort as they should be served, and count them as served in that order."""
+        left, ordered = list(entries), []
+        served = dict(self._served)
+        turn = self._turn
+        left.sort(key=lambda e: e.waiting.arrived_ns)
+        while left:
+            entry = min(left, key=lambda e: (e.waiting.priority, served.get(e.waiting.uid, 0)))
+            left.remove(entry)
+            ordered.append(entry)
+            turn += 1
+            served[entry.waiting.uid] = turn
+        return ordered
+
+    def served(self, uid: int) -> None:
+        """Remember whose turn it was."""
+        self._turn += 1
+        self._served[uid] = self._turn
+
+    # -- lulls ---------------------------------------------------------------------------------
+
+    def lull(self, key: str) -> Lull | None:
+        """Return what keeps a build waiting now."""
+        lull = self.lulls.get(key)
+        return lull if lull and lull.until > self._clock() else None
+
+    def look_seconds(self, key: str) -> float:
+        """Return how long to wait until the archive is looked for again, if it is missing now."""
+        lull = self.lulls.get(key)
+        if lull is None or not isinstance(lull.error, ArchiveMissing):
+            return FIRST_LOOK_SECONDS
+        return min(lull.seconds * 1.5, LONGEST_LOOK_SECONDS)
+
+    def set_lull(self, key: str, error: StagerError, seconds: float, *, busy: bool = False) -> None:
+        """Make a build's requests wait."""
+        self.lulls[key] = Lull(error.message, self._clock() + seconds, seconds, error, busy)
+
+    def judge(self, key: str, verdict: dict[str, StagerError]) -> None:
+        """Tell the requests that waited for this build what was learnt about its images."""
+        for entry in self.entries.values():
+            if entry.key == key and entry.request and not entry.request.force:
+                entry.verdict |= verdict
+
+    # -- holds ---------------------------------------------------------------------------------
+
+    def set_hold(self, error: StagerError) -> bool:
+        """Make everything wait; True: this is news."""
+        now = self._clock()
+        if self.hold is None:
+            self.hold = Hold(error, now, now + FIRST_PROBE_SECONDS)
+            return True
+        news = self.hold.error.code != error.code
+        seconds = min(self.hold.seconds * 2, LONGEST_PROBE_SECONDS)
+        self.hold = Hold(error, self.hold.since, now + seconds, seconds)
+        return news
+
+    def may_start(self) -> bool:
+        """Whether a job may start: always, or as the one probe while there is a hold."""
+        hold = self.hold
+        return hold is None or (not hold.probing and self._clock() >= hold.next_probe)
+
+    def next_wake(self, server_now: float) -> float:
+        """Return the seconds until something here may be due."""
+        now = self._clock()
+        waits = [entry.waiting.due - server_now for entry in self.entries.values()]
+        waits = [wait for wait in waits if wait > 0]
+        waits += [lull.until - now for lull in self.lulls.values()]
+        if self.hold:
+            waits.append(self.hold.next_probe - now)
+        return min((wait for wait in waits if wait > 0), default=float("inf"))

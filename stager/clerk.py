@@ -1,0 +1,205 @@
+"""Obeys the orders in control/: cancel, retry, pause, resume.
+
+A cancel is obeyed in place by whoever can: the instance that works on the request, or anybody while
+it waits. The others are taken first, so that they are done once. Owner rules: orders.py.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from stager import durable, orders
+from stager.dispatch import Dispatcher
+from stager.errors import Cancelled
+from stager.layout import Claim, Waiting, is_request_name, request_name
+from stager.orders import Answer, Order, Received
+from stager.result import parse_result
+from stager.spool import ROOMS, NotClaimable, Spool
+
+log = structlog.get_logger()
+
+CANCELLED, TOO_LATE = "cancelled", "already "
+NOT_FOUND, NOT_YOURS = "not found", "not yours"
+
+
+class Clerk:
+    """Reads orders and carries them out in the name of one instance."""
+
+    def __init__(self, spool: Spool, dispatcher: Dispatcher, uid: int) -> None:
+        self.spool, self.paths, self.dispatcher = spool, spool.paths, dispatcher
+        self._rulers = {0, uid}
+        self._outcomes: dict[str, dict[str, str]] = {}
+
+    def obey(self) -> None:
+        """Take one look at control/ and do what can be done now."""
+        received, bad = orders.received(self.paths)
+        for name in bad:
+            problem = "this is no order; use the stager command"
+            orders.close(self.paths, self.spool.heart.inst, name, Answer(problem=problem))
+        for item in received:
+            answer = self._cancel(item) if item.order.verb == "cancel" else self._once(item)
+            if answer is not None:
+                self._outcomes.pop(item.file, None)
+                orders.close(self.paths, self.spool.heart.inst, item.file, answer)
+                log.info(f"obeyed: {item.order.verb}", uid=item.uid, outcome=answer.outcome,
+                         problem=answer.problem)  # fmt: skip
+
+    # -- cancel --------------------------------------------------------------------------------
+
+    def _cancel(self, item: Received) -> Answer | None:
+        """Cancel what matches and came before the order; None: not all of it has ended yet."""
+        outcome = self._outcomes.setdefault(item.file, {})
+        by, pending = f"uid {item.uid}", False
+        for name in self._dropped(item):
+            if not self._may(item, self.paths.requests / name):
+                outcome.setdefault(request_name(name), NOT_YOURS)
+                continue
+            try:
+                claim = self.spool.take(name)
+            except NotClaimable:
+                claim = None
+            if claim and self.dispatcher.cancel_claim(claim, by):
+                outcome[_called(item.order, claim)] = CANCELLED
+        for waiting in self._matching(item, self.spool.waiting()):
+            assert isinstance(waiting, Waiting)
+            if not self._may(item, self.paths.waiting / str(waiting)):
+                outcome.setdefault(_called(item.order, waiting), NOT_YOURS)
+            elif self.dispatcher.end(waiting, Cancelled(f"cancelled by {by}")):
+                outcome[_called(item.order, waiting)] = CANCELLED
+            else:
+                pending = True
+        mine = {str(case.claim): case for case in self.dispatcher.cases()}
+        for active in self._matching(item, self.spool.active()):
+            if not self._may(item, self.paths.active / str(active)):
+                outcome.setdefault(_called(item.order, active), NOT_YOURS)
+                continue
+            pending = True
+            if case := mine.get(str(active)):
+                self.dispatcher.cancel(case, by)
+        if pending:
+            return None
+        return Answer({**self._ended(item, outcome), **outcome})
+
+    def _dropped(self, item: Received) -> Iterator[str]:
+        """Yield the names in the drop box that an order means."""
+        for name in durable.listing(self.paths.requests):
+            named = {name, request_name(name)} & set(item.order.names)
+            if not is_request_name(name) or not (named or item.order.everything):
+                continue
+            if item.order.state not in {"", "waiting"} or item.order.code:
+                continue
+            try:
+                before = os.lstat(self.paths.requests / name).st_ctime_ns <= item.time_ns
+            except OSError:
+                continue
+            if before:
+                yield name
+
+    def _matching(
+        self, item: Received, entries: list[Claim] | list[Waiting]
+    ) -> Iterator[Claim | Waiting]:
+        for entry in entries:
+            state = "waiting" if isinstance(entry, Waiting) else "active"
+            if item.order.code or item.order.state not in {"", state}:
+                continue
+            if entry.arrived_ns > item.time_ns:
+                continue
+            if item.order.everything or orders.matches(item.order.names, entry):
+                yield entry
+
+    def _ended(self, item: Received, known: dict[str, str]) -> dict[str, str]:
+        """Say of the names nothing is pending for how they ended."""
+        left = tuple(name for name in item.order.names if name not in known)
+        found = dict.fromkeys(left, NOT_FOUND)
+        for room, claim in self._answered() if left else ():
+            if name := orders.matches(left, claim):
+                was_it = room == "cancelled" and claim.arrived_ns <= item.time_ns
+                found[name] = CANCELLED if was_it else f"{TOO_LATE}{room}"
+        return found
+
+    def _answered(self) -> Iterator[tuple[str, Claim]]:
+        """Yield the answered requests, in the order they came."""
+        claims = [
+            (room, claim)
+            for room in ROOMS
+            for claim in map(Claim.parse, durable.listing(self.paths.spool / room))
+            if claim
+        ]
+        yield from sorted(claims, key=lambda pair: pair[1].arrived_ns)
+
+    def _may(self, item: Received, path: Path) -> bool:
+        if item.uid in self._rulers:
+            return True
+        try:
+            return os.lstat(path).st_uid == item.uid and not item.order.everything
+        except OSError:
+            return False
+
+    # -- the others ----------------------------------------------------------------------------
+
+    def _once(self, item: Received) -> Answer | None:
+        """Take the order, then carry it out; None: another instance took it."""
+        if not orders.remove(self.paths, self.spool.heart.inst, item.file):
+            return None
+        if item.order.verb == "retry":
+            return self._retry(item)
+        if item.uid not in self._rulers:
+            return Answer(problem="only the daemon's user and root may pause and resume")
+        name = f"paused.{item.order.host}" if item.order.host else "paused"
+        if "/" in name or not name.isprintable():
+            return Answer(problem="this is no host name")
+        tmp = self.paths.tmp / f"{self.spool.heart.inst}.{durable.nonce()}"
+        if item.order.verb == "pause":
+            durable.write_new(tmp, b"")
+            os.rename(tmp, self.paths.spool / name)
+        elif name in durable.listing(self.paths.spool):
+            durable.move(self.paths.spool / name, tmp)
+            durable.discard(tmp)
+        return Answer({item.order.host or "all machines": f"{item.order.verb}d"})
+
+    def _retry(self, item: Received) -> Answer:
+        """Make new requests of answered ones; of several with one NAME, of the last."""
+        if item.order.everything and item.uid not in self._rulers:
+            return Answer(problem="only the daemon's user and root may retry all")
+        outcome = dict.fromkeys(item.order.names, NOT_FOUND)
+        chosen: dict[str, tuple[str, Claim]] = {}
+        for room, claim in self._answered():
+            name = _called(item.order, claim)
+            if name and self._is_wanted(item.order, room, claim):
+                chosen[name] = (room, claim)
+        for name, (room, claim) in chosen.items():
+            if not self._may(item, self.paths.spool / room / str(claim)):
+                outcome[name] = NOT_YOURS
+            elif fresh := self.spool.take_again(room, claim):
+                outcome[name] = f"retried as {fresh.request_id}"
+                self.dispatcher.admit(fresh)
+        return Answer(outcome)
+
+    def _is_wanted(self, order: Order, room: str, claim: Claim) -> bool:
+        """Whether a retry of all means this one: failed ones, or as --state and --code say."""
+        if not order.everything:
+            return True
+        if room != (order.state or "failed"):
+            return False
+        if not order.code:
+            return True
+        try:
+            data = durable.read_file(self.paths.results / claim.result_file)
+        except OSError:
+            return False
+        result = parse_result(data)
+        return bool(
+            result
+            and result.request_id == claim.request_id
+            and result.error
+            and result.error.code == order.code
+        )
+
+
+def _called(order: Order, entry: Claim | Waiting) -> str:
+    """Return the name by which an order means a request."""
+    if order.everything:
+        return request_name(entry.file) or entry.request_id
+    return orders.matches(order.names, entry)

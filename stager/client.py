@@ -1,0 +1,239 @@
+"""What the client commands do: drop a request, look for it, wait for its answer.
+
+Clients only ever create files of their own; they find things by listing directories anew, since a
+name that was once missing may stay "missing" in an NFS cache for half a minute.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stager import durable
+from stager.errors import SetupError
+from stager.layout import Claim, Paths, Waiting, can_name_result, request_name
+from stager.orders import Answer, read_answer
+from stager.result import Result, State, parse_result
+
+EXIT = {
+    State.STAGED: 0,
+    State.ALREADY_STAGED: 0,
+    State.FAILED: 1,
+    State.REJECTED: 3,
+    State.CANCELLED: 6,
+}
+USAGE, FAILED, REJECTED, TIMED_OUT, NOT_FOUND, CANCELLED, INTERRUPTED = 2, 1, 3, 4, 5, 6, 130
+WORST_FIRST = (2, 5, 4, 1, 3, 6, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A request that has no answer yet."""
+
+    state: str
+    file: str
+    request_id: str = ""
+    inst: str = ""
+    starts: int = 0
+
+
+def compose(fields: dict[str, Any]) -> bytes:
+    """Return a request file's text, with a nonce that makes its bytes ours."""
+    fields = {**fields, "x-submission": secrets.token_hex(8)}
+    text: str = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
+    return text.encode()
+
+
+def make_name(build: str) -> str:
+    """Return a NAME nobody else uses: build, host, time and 40 random bits."""
+    short = re.sub(r"[^A-Za-z0-9._+-]", "_", build.rstrip("/").rpartition("/")[2])[:60]
+    host = socket.gethostname().split(".")[0][:20]
+    return f"{short.lstrip('.') or 'request'}-{host}-{int(time.time())}-{durable.nonce()}"
+
+
+def drop(paths: Paths, name: str, data: bytes) -> str:
+    """Put a request into the drop box, whole (write, sync, link); return its file's name."""
+    file = f"{name}.yaml"
+    if not can_name_result(name):
+        raise SetupError(
+            "a name may have up to 150 bytes of printable characters, no /, no first ."
+        )
+    tmp = paths.requests / f".{name[:100]}.{durable.nonce()}.tmp"
+    try:
+        durable.write_new(tmp, data)
+        try:
+            os.link(tmp, paths.requests / file)
+        finally:
+            durable.discard(tmp)
+    except FileExistsError:
+        raise SetupError(f"a request {name} is waiting already; use another name") from None
+    except OSError as e:
+        raise SetupError(f"can't drop a request into {paths.requests}: {e.strerror}") from None
+    return file
+
+
+def pending(paths: Paths, name: str) -> Pending | None:
+    """Look for a request by NAME, dropped name or id among those without an answer.
+
+    Twice, as one that is just being moved may be missed by a look.
+    """
+    for _ in range(2):
+        if found := _pending(paths, name):
+            return found
+    return None
+
+
+def _pending(paths: Paths, name: str) -> Pending | None:
+    for file in durable.listing(paths.requests, touch=False):
+        if name in {file, request_name(file)} and not file.startswith("."):
+            return Pending("waiting", file)
+    for room in (paths.active, paths.waiting, paths.active):
+        for entry in durable.listing(room, touch=False):
+            parsed = Waiting.parse(entry) if room is paths.waiting else Claim.parse(entry)
+            if parsed and name in {parsed.file, request_name(parsed.file), parsed.request_id}:
+                inst = parsed.inst if isinstance(parsed, Claim) else ""
+                state = "active" if inst else "waiting"
+                return Pending(state, parsed.file, parsed.request_id, inst, parsed.a)
+    return None
+
+
+def read_result(paths: Paths, name: str) -> Result | None:
+    """Return the answer to NAME (or to a dropped name, or an id) if it is there."""
+    listed = set(durable.listing(paths.results, touch=False))
+    for file in (f"{request_name(name)}.yaml", f"{name}.yaml"):
+        if file in listed:
+            return _load(paths.results / file)
+    for room in ("done", "failed", "cancelled"):
+        for entry in durable.listing(paths.spool / room, touch=False):
+            claim = Claim.parse(entry)
+            if claim and claim.request_id == name and claim.result_file in listed:
+                result = _load(paths.results / claim.result_file)
+                return result if result and result.request_id == name else None
+    return None
+
+
+def _load(path: Path) -> Result | None:
+    try:
+        return parse_result(durable.read_file(path))
+    except OSError:
+        return None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How waiting for one request ended."""
+
+    name: str
+    code: int
+    result: Result | None = None
+
+
+def wait(
+    paths: Paths,
+    names: list[str],
+    timeout: float | None,
+    shown: Callable[[str, Pending | None], None],
+    data: bytes | None = None,
+) -> list[Outcome]:
+    """Wait for the answers to `names`; `data`: only an answer to these very bytes counts."""
+    end = time.monotonic() + timeout if timeout is not None else float("inf")
+    outcomes: dict[str, Outcome] = {}
+    pulse, interval = Pulse(paths), 0.02
+    while True:
+        for name in names:
+            if name not in outcomes and (outcome := _look(paths, name, shown, data)):
+                outcomes[name] = outcome
+        if len(outcomes) == len(names):
+            break
+        if time.monotonic() >= end:
+            break
+        pulse.look()
+        time.sleep(min(interval, max(0.0, end - time.monotonic())))
+        interval = min(interval * 1.5, 0.5)
+    return [outcomes.get(name) or Outcome(name, TIMED_OUT) for name in names]
+
+
+def _look(
+    paths: Paths, name: str, shown: Callable[[str, Pending | None], None], data: bytes | None
+) -> Outcome | None:
+    found = pending(paths, name)
+    shown(name, found)
+    if found and data is None:
+        return None
+    result = read_result(paths, name)
+    if result is not None:
+        mine = data is None or result.request_sha256 == hashlib.sha256(data).hexdigest()
+        if mine:
+            return Outcome(name, EXIT[result.state], result)
+    if found or data is not None:
+        return None
+    return Outcome(name, NOT_FOUND)
+
+
+class Pulse:
+    """Whether any instance's heartbeat moves, as a waiting client sees it; warns once."""
+
+    def __init__(self, paths: Paths) -> None:
+        from stager.site import Layout  # noqa: PLC0415 (only those who wait need it)
+
+        self.paths = paths
+        self.lease = Layout.read(paths.marks[0]).lease
+        self.counts: frozenset[str] = frozenset()
+        self.since, self.next_look = time.monotonic(), 0.0
+        self.warned = False
+        self.warn: Callable[[str], None] = lambda message: None
+
+    def look(self) -> None:
+        """Take a look, at most one a second."""
+        now = time.monotonic()
+        if now < self.next_look:
+            return
+        self.next_look = now + 1.0
+        names = durable.listing(self.paths.instances, touch=False)
+        counts = frozenset(n for n in names if n.rpartition(".")[2].isdigit())
+        if counts != self.counts:
+            self.counts, self.since = counts, now
+        elif now - self.since > self.lease and not self.warned:
+            self.warned = True
+            self.warn(f"no live watcherd for {self.lease:g} s: is the service running?")
+
+
+def progress(paths: Paths, found: Pending) -> dict[str, Any]:
+    """Return what the instance at work says about a request's progress."""
+    try:
+        data = json.loads(durable.read_file(paths.instances / f"{found.inst}.status"))
+    except (OSError, ValueError):
+        return {}
+    view: dict[str, Any] = data.get("active", {}).get(found.request_id, {})
+    return view
+
+
+def exit_code(codes: list[int]) -> int:
+    """Return the worst of several outcomes' codes, by the contract's order."""
+    return next((code for code in WORST_FIRST if code in codes), 0)
+
+
+def await_answer(paths: Paths, order: str, seconds: float) -> Answer | None:
+    """Wait for the answer to an order."""
+    end, interval = time.monotonic() + seconds, 0.02
+    while (answer := read_answer(paths, order)) is None and time.monotonic() < end:
+        time.sleep(interval)
+        interval = min(interval * 1.5, 0.5)
+    return answer
+
+
+def order_code(outcome: dict[str, str]) -> int:
+    """Return the exit code for what became of an order."""
+    values = set(outcome.values())
+    if "not found" in values:
+        return NOT_FOUND
+    return FAILED if any(v == "not yours" or v.startswith("already") for v in values) else 0

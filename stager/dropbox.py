@@ -1,0 +1,197 @@
+"""The drop box: which files in requests/ may be claimed now.
+
+A file is claimed only when it is settled: an event said that it was moved or linked in, or it
+stayed the same for `settle`, by our own clock; 30 s where it lacks a final newline and no event
+said that its writer closed it. Events only ever shorten that; the scan is the truth.
+"""
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stager import durable
+from stager.layout import is_request_name
+
+NO_NEWLINE_SECONDS = 30.0
+LINKED_SECONDS = 0.05
+"""A name made without an open within this time was linked in: open and create are one call."""
+WINDOW = 2048
+RETRY_SECONDS = 60.0
+
+Signature = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class _File:
+    signature: Signature
+    since: float
+    newline: bool | None = None
+    """Whether it ends in one; asked when it matters, as the asking is an event too."""
+    changes: int = 0
+
+
+@dataclass(slots=True)
+class _Skipped:
+    signature: Signature
+    reason: str
+    since: float
+
+
+class DropBox:
+    """Watches over the settling of files; `note` may be called by any thread."""
+
+    def __init__(
+        self, directory: Path, settle: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.directory, self.settle, self._clock = directory, settle, clock
+        self._touch = durable.is_nfs(directory)
+        self._files: dict[str, _File] = {}
+        self._skipped: dict[str, _Skipped] = {}
+        self._moved: set[str] = set()
+        self._created: dict[str, float] = {}
+        self._closed: set[str] = set()
+        self._lock = threading.Lock()
+        self.seen: list[str] = []
+        """The request names of the last scan."""
+        self.others = 0
+        """Entries that are not taken by their names."""
+
+    def note(self, kind: str, name: str) -> bool:
+        """Take a hint: a name was moved, created, opened or closed. True: worth a scan."""
+        with self._lock:
+            if kind == "moved":
+                self._moved.add(name)
+            elif kind == "created":
+                self._created[name] = self._clock()
+            elif kind == "opened":
+                self._created.pop(name, None)
+            elif kind == "closed":
+                self._closed.add(name)
+        return kind != "opened" and is_request_name(name)
+
+    def settled(self, limit: int) -> list[str]:
+        """Scan; return up to `limit` names that may be claimed, in the order they arrived."""
+        now = self._clock()
+        listed = durable.listing(self.directory, touch=self._touch)
+        names = [name for name in listed if is_request_name(name)]
+        self.others, self.seen = len(listed) - len(names), names
+        self._forget(set(names), now)
+        ready: list[tuple[int, str]] = []
+        looked = 0
+        for name in sorted(names, key=lambda n: n not in self._moved):
+            if looked == WINDOW or len(ready) == limit:
+                break
+            if name in self._skipped and not self._changed_since(name):
+                continue
+            looked += 1
+            if (signature := self._look(name, now)) and self._is_settled(name, signature, now):
+                ready.append((signature[2], name))
+        return [name for _, name in sorted(ready)]
+
+    def claimed(self, name: str) -> None:
+        """Forget a name: its file is out of the drop box."""
+        self._files.pop(name, None)
+        with self._lock:
+            for hints in (self._moved, self._closed):
+                hints.discard(name)
+            self._created.pop(name, None)
+
+    def skip(self, name: str, reason: str) -> bool:
+        """Leave alone what can't be claimed, until it changes; True: not said before."""
+        file = self._files.pop(name, None)
+        fresh = name not in self._skipped
+        signature = file.signature if file else (0, 0, 0, 0)
+        self._skipped[name] = _Skipped(signature, reason, self._clock())
+        return fresh
+
+    def unclaimable(self) -> dict[str, str]:
+        """Return what can't be claimed, and why."""
+        return {name: skipped.reason for name, skipped in self._skipped.items()}
+
+    def settling(self) -> tuple[list[str], list[str]]:
+        """Return the names that are still settling, and those that keep changing."""
+        quiet = [name for name, file in self._files.items() if file.changes < 2]
+        return quiet, [name for name in self._files if name not in quiet]
+
+    def next_due(self) -> float:
+        """Return the seconds until a file may be settled; infinite where none is settling."""
+        now = self._clock()
+        dues = [f.since + self._patience(n, f) - now for n, f in self._files.items()]
+        return max(0.0, min(dues, default=float("inf")))
+
+    def _forget(self, there: set[str], now: float) -> None:
+        self._files = {n: file for n, file in self._files.items() if n in there}
+        self._skipped = {n: skipped for n, skipped in self._skipped.items() if n in there}
+        for name, skipped in list(self._skipped.items()):
+            if now - skipped.since > RETRY_SECONDS:
+                del self._skipped[name]
+        with self._lock:
+            self._moved &= there
+            self._closed &= there
+            self._created = {n: t for n, t in self._created.items() if n in there or now - t < 1.0}
+
+    def _changed_since(self, name: str) -> bool:
+        if _signature(self.directory / name) == self._skipped[name].signature:
+            return False
+        del self._skipped[name]
+        return True
+
+    def _look(self, name: str, now: float) -> Signature | None:
+        path = self.directory / name
+        signature = _signature(path)
+        if signature is None:
+            self._files.pop(name, None)
+            return None
+        file = self._files.get(name)
+        if file is None:
+            self._files[name] = _File(signature, now)
+        elif file.signature != signature:
+            file.signature, file.since, file.changes = signature, now, file.changes + 1
+            file.newline = None
+        return signature
+
+    def _is_settled(self, name: str, signature: Signature, now: float) -> bool:
+        file = self._files[name]
+        return now - file.since >= self._patience(name, file)
+
+    def _patience(self, name: str, file: _File) -> float:
+        with self._lock:
+            if name in self._moved:
+                return 0.0
+            if name in self._created and file.signature[0] > 0:
+                # Created and not opened: linked in. Wait for the open that might still be told.
+                left = LINKED_SECONDS - (file.since - self._created[name])
+                return min(max(0.0, left), self.settle)
+            closed = name in self._closed
+        if not closed and file.newline is None:
+            file.newline = _ends_in_newline(self.directory / name)
+        return self.settle if closed or file.newline else max(self.settle, NO_NEWLINE_SECONDS)
+
+
+def _signature(path: Path) -> Signature | None:
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return None
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
+
+
+def _ends_in_newline(path: Path) -> bool:
+    """Whether a file's last byte ends a line; True where that can't be asked."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return True
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        size = os.fstat(fd).st_size
+        return size > 0 and os.pread(fd, 1, size - 1) == b"\n"
+    except OSError:
+        return True
+    finally:
+        os.close(fd)

@@ -1,0 +1,190 @@
+"""The few disk verbs everything else is made of. Only this module syncs and touches.
+
+Facts they rest on (sources in docs/design.md, "Shared filesystems"): after an error on NFS only a
+listing of a directory that was just touched tells whether a rename happened; names are never
+looked up to decide who owns what. So every source name is used once and every destination name
+can be made by one caller only.
+"""
+
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stager.errors import NoSpace, StorageError
+
+NETWORK_FILESYSTEMS = frozenset(
+    "9p afs beegfs ceph cifs coda fuse.glusterfs fuse.sshfs gfs2 glusterfs lustre ncpfs nfs nfs4 "
+    "ocfs2 smb3 smbfs".split()
+)
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def nonce() -> str:
+    """Return 8 letters or digits (40 random bits) for a name that is used once."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+@contextmanager
+def storage() -> Iterator[None]:
+    """Turn what the filesystem says into NoSpace or StorageError."""
+    try:
+        yield
+    except OSError as e:
+        where = f" ({e.filename})" if e.filename else ""
+        kind = NoSpace if e.errno in _FULL else StorageError
+        raise kind(f"{e.strerror or e}{where}") from e
+
+
+def listing(directory: Path, *, touch: bool = True) -> list[str]:
+    """List a directory anew; `touch` it first where the answer decides something.
+
+    On NFSv3 two changes within one tick of the server's clock look like one, so that even a fresh
+    listing can be minutes old; a change of one's own (the touch) makes the client ask again.
+    """
+    if touch:
+        os.utime(directory)
+    return os.listdir(directory)
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
+    """Create `path` (used-once name), write, sync and close it; the mode is set whatever the umask.
+
+    Nothing stays behind where that fails.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            os.fchmod(fd, mode)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError:
+        discard(path)
+        raise
+
+
+def discard(path: Path) -> None:
+    """Unlink a file of our own if it is still there; never raises."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def move(source: Path, target: Path) -> bool:
+    """Rename to a name that only this caller can make; False: somebody else had the source.
+
+    A lost reply looks like a failure: so after any error the target's directory says what happened.
+    """
+    try:
+        os.rename(source, target)
+    except OSError as e:
+        if target.name in listing(target.parent):
+            return True
+        if e.errno in {errno.ENOENT, errno.ESTALE}:
+            return False
+        raise
+    return True
+
+
+def link(source: Path, target: Path) -> bool:
+    """Publish without replacing; False: another file has that name.
+
+    Either way a reply may have been lost: the same inode under both names is a success.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        mine = os.lstat(source)
+        try:
+            there = os.lstat(target)
+        except FileNotFoundError:
+            return False
+        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+    return True
+
+
+def make_dirs(path: Path, below: Path) -> None:
+    """Make `path` and its parents down from `below` (which must be there), all 0755."""
+    if path == below or path.is_dir():
+        return
+    make_dirs(path.parent, below)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return
+    os.chmod(path, 0o755)
+
+
+def sync_dir(path: Path) -> None:
+    """Make the names in a directory durable (on NFS they already are: the call costs nothing)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path: Path, tries: int = 5) -> bool:
+    """Empty and remove a directory of our own making; False: something keeps it (`.nfs*` files).
+
+    Its disappearance is what fences a paused writer, so it only counts when rmdir succeeded.
+    """
+    for _ in range(tries):
+        try:
+            for name in listing(path):
+                child = path / name
+                if stat.S_ISDIR(os.lstat(child).st_mode):
+                    remove_tree(child, 1)
+                else:
+                    os.unlink(child)
+            os.rmdir(path)
+        except FileNotFoundError:
+            if path.name not in listing(path.parent):
+                return True
+        except OSError as e:
+            if e.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ESTALE, errno.EBUSY}:
+                raise
+        else:
+            return True
+    return False
+
+
+def read_file(path: Path, limit: int = 1 << 20) -> bytes:
+    """Read a file of ours (at most `limit` bytes), never through a symbolic link."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(fd, "rb") as f:
+        return f.read(limit)
+
+
+def filesystem_kind(path: Path) -> str:
+    """Return the type of the filesystem that holds `path`, as /proc/self/mountinfo names it."""
+    real = str(path.resolve())
+    best, kind = -1, "unknown"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields.split()[4])
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= best:
+            best, kind = len(point), rest.split()[0]
+    return kind
+
+
+def is_network(path: Path) -> bool:
+    """Whether other machines may change what is below `path` without this kernel knowing."""
+    return filesystem_kind(path) in NETWORK_FILESYSTEMS
+
+
+def is_nfs(path: Path) -> bool:
+    """Whether `path` is on NFS, whose cached names and listings can be old."""
+    return filesystem_kind(path).startswith("nfs")

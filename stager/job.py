@@ -1,0 +1,359 @@
+"""One claimed request from start to end.
+
+The order is the crash-safety argument, and this is the one place that states it:
+
+1. an image is linked into place whole, checked and synced;  2. then its sidecar is written;
+3. then the flag;  4. the token is released, after the work directory is gone;  5. the result is
+written privately;  6. the claim is committed by one rename;  7. the result is published.
+
+Dying between any two steps leaves something true: a visible image is complete; a flag lists only
+what is there; a result is published only for a committed claim, and a committed claim's result is
+already on disk for anybody to publish. Whoever takes over repeats from the start, and finds done
+what was done. What another machine might still do late with an old claim or token fails, as the
+names and directories it would need are gone.
+"""
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from stager import durable
+from stager.archive import Archive, GenerationGone, Source
+from stager.config import Config
+from stager.errors import (
+    Internal,
+    StagerError,
+    StorageError,
+    TakenOver,
+    TargetConflict,
+    Then,
+    TooManyAttempts,
+)
+from stager.instance import Buried, Heart
+from stager.layout import Claim
+from stager.lock import Locks, Work
+from stager.marker import Marker, Sidecar
+from stager.progress import Progress
+from stager.request import PRIORITIES, Request
+from stager.result import ArchivePart, ImagePart, Result, State, error_part, stamp
+from stager.spool import Dropped, Spool
+from stager.stage import Room, Staging
+
+log = structlog.get_logger()
+
+FIRST_DEFERRAL_SECONDS = 5.0
+LONGEST_DEFERRAL_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every job of this instance works with."""
+
+    config: Config
+    heart: Heart
+    spool: Spool
+    locks: Locks
+    marker: Marker
+    source: Source
+    room: Room
+
+
+@dataclass(slots=True)
+class Case:
+    """One claimed request on its way: what is known, and what came of it."""
+
+    claim: Claim
+    dropped: Dropped
+    request: Request | None = None
+    progress: Progress = field(default_factory=Progress)
+    look_seconds: float = 0.0
+    """How long to wait before the archive is looked for again."""
+    verdict: Mapping[str, StagerError] = field(default_factory=dict)
+    """What an earlier request of the same build learnt about its images, while this one waited."""
+    started_at: float = 0.0
+    starts_before: int = 0
+    staged: dict[str, Sidecar] = field(default_factory=dict)
+    failures: dict[str, StagerError] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    archive: Archive | None = None
+    error: StagerError | None = None
+    due: float | None = None
+    """When it waits: the time it is due, by the file server's clock."""
+
+
+def run(tools: Tools, case: Case) -> None:
+    """Work on a claimed request until it is answered, put back, or somebody else's.
+
+    Never raises for what a request, an archive, the network or a disk can do: `case.error` says
+    what it met, `case.due` is set where it waits now.
+    """
+    case.started_at, case.starts_before = tools.heart.server_now(), case.claim.a
+    try:
+        with durable.storage():
+            _stage(tools, case)
+            answer(tools, case)
+    except StagerError as e:
+        settle(tools, case, e)
+    except Buried:
+        settle(tools, case, TakenOver("this instance was taken for dead"))
+    except Exception:
+        log.exception("a fault of ours", request_id=case.claim.request_id)
+        settle(tools, case, Internal("a fault in watcherd"))
+
+
+def _stage(tools: Tools, case: Case) -> None:
+    """The main path: what is staged, the token, what is missing, the archive, the images."""
+    request = case.request
+    assert request is not None
+    if is_staged(tools, case) or _is_judged(case):
+        return
+    if case.claim.a > tools.config.attempts:
+        raise TooManyAttempts(f"the daemon died on this request {case.claim.a} times")
+    with tools.locks.take(request.build) as work:
+        try:
+            missing = _missing(tools, case)
+            if missing:
+                case.claim = tools.spool.start(case.claim)
+                _stage_missing(tools, case, work, missing)
+            _recheck_flag(tools, request, work)
+        except OSError:
+            # A directory that is gone may mean that we were fenced off, not that a disk failed.
+            work.check()
+            raise
+    case.staged = tools.marker.staged(request.build, request.images)
+    case.failures |= {
+        image: StorageError(f"the image does not stay in {request.build.target}")
+        for image in request.images
+        if image not in case.staged and image not in case.failures
+    }
+    if any(isinstance(e, StorageError) for e in case.failures.values()):
+        raise next(e for e in case.failures.values() if isinstance(e, StorageError))
+
+
+def is_staged(tools: Tools, case: Case) -> bool:
+    """Whether all that is asked for is there already; asks neither network nor token."""
+    assert case.request is not None
+    build, images = case.request.build, case.request.images
+    staged = tools.marker.staged(build, images)
+    if case.request.force or len(staged) < len(images):
+        return False
+    case.staged = staged
+    names = _quoted(images)
+    log.info(f"All requested images ({names}) for build {build.target} have already been staged.",
+             request_id=case.claim.request_id)  # fmt: skip
+    return True
+
+
+def _is_judged(case: Case) -> bool:
+    """Whether an earlier request of this build has answered this one too."""
+    assert case.request is not None
+    if any(image not in case.verdict for image in case.request.images):
+        return False
+    case.failures = {image: case.verdict[image] for image in case.request.images}
+    return True
+
+
+def _missing(tools: Tools, case: Case) -> list[str]:
+    """Return the images to stage, now that nobody else can; refuse another bucket's target."""
+    request = case.request
+    assert request is not None
+    for sidecar in tools.marker.sidecars(request.build).values():
+        if sidecar.archive_url != request.build.archive_url:
+            raise TargetConflict(
+                f"{request.build.target} holds images of {sidecar.archive_url.rpartition('/')[0]}"
+            )
+    staged = {} if request.force else tools.marker.staged(request.build, request.images)
+    return [image for image in request.images if image not in staged]
+
+
+def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> None:
+    """Open the archive at one generation and stage from it; begin anew, once, if it is replaced."""
+    request, rid = case.request, case.claim.request_id
+    assert request is not None
+    build = request.build
+    log.info(f"Image(s) {_quoted(missing)} for build {build.target} will be staged", request_id=rid)
+    fetched = 0
+    for last in (False, True):
+        case.progress.phase = "looking for the archive"
+        case.archive = tools.source.look(build, case.progress.pause)
+        case.archive.fetched = fetched
+        log.info(f"Downloading image archive from {build.url}", request_id=rid,
+                 generation=case.archive.generation)  # fmt: skip
+        staging = Staging(
+            build, work, case.archive, tools.marker, tools.room, tools.heart, case.progress, rid,
+            request.force,
+        )  # fmt: skip
+        try:
+            staging.stage(missing)
+        except GenerationGone:
+            fetched = case.archive.fetched
+            if last:
+                raise
+        else:
+            break
+    case.failures, case.kept = staging.failures, staging.kept
+
+
+def _recheck_flag(tools: Tools, request: Request, work: Work) -> None:
+    """See that the flag is true once nothing of this work can have a late effect any more.
+
+    A rename out of the work directory that the server executes a second time, later, could put an
+    older flag back (NFSv3); with the directory gone it can't.
+    """
+    if not tools.marker.paths.target(request.build).is_dir():
+        return
+    work.renew()
+    if not tools.marker.is_true(request.build):
+        tools.marker.write_flag(work, request.build)
+
+
+def settle(tools: Tools, case: Case, error: StagerError) -> None:
+    """Answer with an error, or put the request where it waits."""
+    case.error = error
+    try:
+        with durable.storage():
+            if _is_final(tools, case, error):
+                answer(tools, case)
+            elif error.then is not Then.DROP:
+                _wait(tools, case, error)
+    except StagerError as e:
+        # The claim stays where it is: whoever scans active/ next takes it up again.
+        tools.spool.drop(case.claim)
+        if e.then is not Then.DROP:
+            case.error = e
+    except Buried:
+        tools.spool.drop(case.claim)
+    except Exception:
+        log.exception("a fault of ours", request_id=case.claim.request_id)
+        tools.spool.drop(case.claim)
+
+
+def _is_final(tools: Tools, case: Case, error: StagerError) -> bool:
+    """Whether an error ends the request, or is waited out."""
+    if error.then is Then.LOOK_AGAIN:
+        assert case.request is not None
+        wait = case.request.wait
+        patience = tools.config.wait_for_archive if wait is None else wait
+        return tools.heart.server_now() >= case.claim.arrived_ns / 1e9 + patience
+    if error.then is Then.DEFER:
+        return case.claim.a >= tools.config.attempts
+    return error.then in {Then.REJECT, Then.FAIL, Then.CANCEL}
+
+
+def _wait(tools: Tools, case: Case, error: StagerError) -> None:
+    """Move the claim to waiting/: only a deferral keeps its start counted."""
+    now, starts = tools.heart.server_now(), case.starts_before
+    case.due = now
+    if error.then is Then.DEFER:
+        starts = case.claim.a
+        case.due += deferral_seconds(starts)
+    elif error.then is Then.LOOK_AGAIN:
+        case.due += case.look_seconds
+    priority = case.request.priority if case.request else PRIORITIES["normal"]
+    if tools.spool.put_back(case.claim, priority, case.due, starts) is None:
+        case.error = TakenOver(f"{case.claim} is no longer ours")
+
+
+def deferral_seconds(starts: int) -> float:
+    """Return the back-off after so many starts: doubled each time, with a jitter."""
+    seconds = FIRST_DEFERRAL_SECONDS * 2.0 ** (max(starts, 1) - 1)
+    return min(seconds, LONGEST_DEFERRAL_SECONDS) * random.uniform(0.8, 1.2)
+
+
+def answer(tools: Tools, case: Case) -> None:
+    """Commit the claim with its answer, and say so in the log."""
+    result = _result(tools, case)
+    case.progress.phase = "answering"
+    tools.spool.answer(case.claim, result)
+    seconds = round(max(0.0, tools.heart.server_now() - case.claim.arrived_ns / 1e9), 3)
+    facts = {"request_id": result.request_id, "request": result.request, "seconds": seconds}
+    if result.error:
+        log.warning(f"{result.state}: {result.error.message}", code=result.error.code, **facts)
+    else:
+        log.info(f"{result.state}", build=result.build, bytes=result.bytes_fetched, **facts)
+
+
+def _result(tools: Tools, case: Case) -> Result:
+    """Make the answer from all that is known of a case."""
+    claim, request, now = case.claim, case.request, tools.heart.server_now()
+    images = _images(tools, case) if request else None
+    failed = [case.failures[i] for i in request.images if i in case.failures] if request else []
+    error = case.error or (failed[0] if failed else None)
+    return Result(
+        state=_state(case, error),
+        request=claim.file,
+        request_id=claim.request_id,
+        retry_of=claim.retry_of,
+        request_sha256=hashlib.sha256(case.dropped.data).hexdigest() if case.dropped.data else None,
+        submitter=case.dropped.uid,
+        note=request.note if request else None,
+        build=request.build.url if request else None,
+        target=request.build.target if request else None,
+        images=images,
+        error=error_part(error) if error else None,
+        archive=_archive(case.archive),
+        bytes_fetched=case.archive.fetched if case.archive else 0,
+        attempts=claim.a,
+        host=tools.heart.identity.host,
+        received=stamp(claim.arrived_ns / 1e9),
+        started=stamp(case.started_at) if case.started_at else None,
+        finished=stamp(now),
+    )
+
+
+def _archive(archive: Archive | None) -> ArchivePart | None:
+    if archive is None:
+        return None
+    return ArchivePart(object=archive.url, generation=archive.generation, size=archive.size)
+
+
+def _state(case: Case, error: StagerError | None) -> State:
+    if error is not None:
+        rejected = error.then is Then.REJECT
+        cancelled = error.then is Then.CANCEL
+        return State.REJECTED if rejected else State.CANCELLED if cancelled else State.FAILED
+    fresh = any(_is_ours(case, image) for image in case.staged)
+    return State.STAGED if fresh else State.ALREADY_STAGED
+
+
+def _is_ours(case: Case, image: str) -> bool:
+    """Whether this request, in this attempt or an earlier one, made the image what it is."""
+    ours = case.staged[image].request_id == case.claim.request_id
+    return ours and image not in case.kept
+
+
+def _images(tools: Tools, case: Case) -> dict[str, ImagePart]:
+    assert case.request is not None
+    build = case.request.build
+    case.staged = case.staged or tools.marker.staged(build, case.request.images)
+    return {image: _image(tools, case, image) for image in case.request.images}
+
+
+def _image(tools: Tools, case: Case, image: str) -> ImagePart:
+    assert case.request is not None
+    error, sidecar = case.failures.get(image), case.staged.get(image)
+    if error is not None or sidecar is None:
+        error = error or case.error or Internal("neither staged nor failed")
+        state = State.CANCELLED if error.then is Then.CANCEL else State.FAILED
+        return ImagePart(state=state, error=error_part(error))
+    path = f"{case.request.build.target}/{tools.config.images[image]}"
+    url = tools.config.static_url.rstrip("/")
+    return ImagePart(
+        state=State.STAGED if _is_ours(case, image) else State.ALREADY_STAGED,
+        path=path,
+        url=f"{url}/{path}" if url else None,
+        size=sidecar.size,
+        allocated=sidecar.allocated,
+        crc32=sidecar.crc32,
+        sha256=sidecar.sha256,
+        generation=sidecar.generation,
+    )
+
+
+def _quoted(names: list[str] | tuple[str, ...]) -> str:
+    """Join names as the seed's log did: `a', `b' and `c'."""
+    quoted = [f"`{name}'" for name in names]
+    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))

@@ -1,0 +1,151 @@
+"""The `staged` flag and the sidecars: what is staged already.
+
+The flag is the seed's: one image name a line. A sidecar is our record of one image: where it came
+from and what it is. An image counts as staged when flag, sidecar and the file's size agree; that
+asks neither the network nor the token. Both are only replaced by rename, under the build's token,
+out of the work directory.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stager import durable
+from stager.errors import StorageError
+from stager.layout import FLAG, Build, Paths
+from stager.lock import Work
+
+FLAG_TRIES = 5
+TOUCH_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """The record of a staged image. Sizes in bytes, CRC-32 and SHA-256 in hex."""
+
+    archive_url: str
+    generation: int
+    size: int
+    crc32: str
+    sha256: str
+    allocated: int
+    request_id: str
+    staged_at: str
+    host: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Sidecar | None":
+        """Read a sidecar; None where there is none, or nothing that we wrote."""
+        try:
+            return cls(**json.loads(durable.read_file(path)))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+
+class Marker:
+    """Reads and writes the flags and sidecars of builds."""
+
+    def __init__(self, paths: Paths, image_files: dict[str, str]) -> None:
+        self.paths, self.image_files = paths, image_files
+
+    def image_path(self, build: Build, image: str) -> Path:
+        """Return where an image is visible."""
+        return self.paths.target(build) / self.image_files[image]
+
+    def staged(self, build: Build, images: Iterable[str]) -> dict[str, Sidecar]:
+        """Return those of `images` that are staged: flag, sidecar and size agree.
+
+        The sidecars are touched first, so that retention sees a use before it could remove them;
+        an answer that took longer than a minute is asked for again.
+        """
+        images = list(images)
+        while True:
+            began = time.monotonic()
+            touched = [image for image in images if self._touch(build, image)]
+            flagged = set(self.read_flag(build)) if touched else set()
+            found = {i: self.good(build, i) for i in touched if i in flagged}
+            if time.monotonic() - began < TOUCH_SECONDS:
+                return {
+                    image: sidecar
+                    for image, sidecar in found.items()
+                    if sidecar and sidecar.archive_url == build.archive_url
+                }
+
+    def good(self, build: Build, image: str) -> Sidecar | None:
+        """Return an image's sidecar if a visible file of that size is there."""
+        sidecar = Sidecar.read(self.paths.sidecar(build.key, image))
+        return sidecar if sidecar and sidecar.size == self._size(build, image) else None
+
+    def sidecars(self, build: Build) -> dict[str, Sidecar]:
+        """Return the sidecars of all configured images that have a good one."""
+        found = {image: self.good(build, image) for image in self.image_files}
+        return {image: sidecar for image, sidecar in found.items() if sidecar}
+
+    def read_flag(self, build: Build) -> list[str]:
+        """Return the flag's lines as the seed reads them: stripped, no doubles, no blanks."""
+        try:
+            data = durable.read_file(self.paths.target(build) / FLAG)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        lines = (line.strip() for line in data.decode("utf-8", "surrogateescape").splitlines())
+        return list(dict.fromkeys(line for line in lines if line))
+
+    def listed(self, build: Build, without: Iterable[str] = ()) -> list[str]:
+        """Return what the flag should list now: see the design, "Flag"."""
+        old, without = self.read_flag(build), set(without)
+        good = set(self.sidecars(build))
+        keep = [
+            line
+            for line in old
+            if line not in self.image_files or line in good or self._older(build, line)
+        ]
+        new = [image for image in self.image_files if image in good and image not in keep]
+        return [line for line in keep + new if line not in without]
+
+    def write_flag(self, work: Work, build: Build, without: Iterable[str] = ()) -> None:
+        """Write the flag anew from what is there, and see that it says so."""
+        without = tuple(without)
+        for _ in range(FLAG_TRIES):
+            lines = self.listed(build, without)
+            if lines == self.read_flag(build):
+                return
+            new = work.file()
+            text = "".join(f"{line}\n" for line in lines)
+            durable.write_new(new, text.encode("utf-8", "surrogateescape"))
+            work.check()
+            os.rename(new, self.paths.target(build) / FLAG)
+            durable.sync_dir(self.paths.target(build))
+        if self.listed(build, without) != self.read_flag(build):
+            raise StorageError(f"the flag of {build.target} does not keep what is written to it")
+
+    def is_true(self, build: Build) -> bool:
+        """Whether the flag lists what it should."""
+        return self.listed(build) == self.read_flag(build)
+
+    def write_sidecar(self, work: Work, build: Build, image: str, sidecar: Sidecar) -> None:
+        """Record an image that is visible now."""
+        new = work.file()
+        durable.write_new(new, json.dumps(asdict(sidecar), indent=1).encode() + b"\n")
+        os.rename(new, self.paths.sidecar(build.key, image))
+        durable.sync_dir(self.paths.sidecars)
+
+    def _touch(self, build: Build, image: str) -> bool:
+        try:
+            os.utime(self.paths.sidecar(build.key, image))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _older(self, build: Build, image: str) -> bool:
+        """Whether an older devserver staged this image: listed, there, not empty, no record."""
+        path = self.paths.sidecar(build.key, image)
+        return bool(self._size(build, image)) and Sidecar.read(path) is None
+
+    def _size(self, build: Build, image: str) -> int | None:
+        try:
+            return os.lstat(self.image_path(build, image)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None

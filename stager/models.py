@@ -1,0 +1,157 @@
+"""What requests and configuration share: text to values, and pydantic's findings in plain words.
+
+Converters take the text as it was typed (yamltext.py types nothing) and raise ValueError with
+words for a person; `check` joins all of a text's problems with their lines and columns.
+"""
+
+import difflib
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from stager.errors import Problem
+from stager.yamltext import Document, Path
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
+
+
+class Strict(BaseModel):
+    """Base of the models: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def duration(value: Any) -> Any:
+    """Seconds, from a number, or a number with s, m, h or d."""
+    if isinstance(value, str):
+        m = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", value.strip())
+        if not m:
+            raise ValueError("a duration is a number of seconds, or a number with s, m, h or d")
+        value = float(m[1]) * _UNITS[m[2]]
+    if not isinstance(value, int | float):
+        raise ValueError("a duration is a number of seconds, or a number with s, m, h or d")
+    if value > 3650 * 86400:
+        raise ValueError("a duration of more than ten years is surely a mistake")
+    return float(value)
+
+
+def boolean(value: Any) -> Any:
+    """True or False, from true, false, yes, no, on, off."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in _TRUE | _FALSE:
+            return word in _TRUE
+        raise ValueError("say true or false")
+    if not isinstance(value, bool):
+        raise ValueError("say true or false")
+    return value
+
+
+def whole(low: int, high: int) -> Any:
+    """Return a converter to a whole number within bounds."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}", value.strip()):
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high} is wanted")
+        return value
+
+    return convert
+
+
+def text(value: Any) -> Any:
+    """A text; nothing else."""
+    if not isinstance(value, str):
+        raise ValueError("a text is wanted here")
+    return value
+
+
+def texts(value: Any) -> Any:
+    """A list of texts, from a list or from one text with commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError("a list of words is wanted here")
+    return [item.strip() for item in value]
+
+
+def size(value: Any) -> Any:
+    """Bytes, from a number or a number with K, M, G or T (powers of 1024)."""
+    if isinstance(value, str):
+        m = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", value.strip())
+        if not m:
+            raise ValueError("a size is a number of bytes, or a number with K, M, G or T")
+        value = int(float(m[1]) * _SIZES[m[2]])
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(duration)]
+Flag = Annotated[bool, BeforeValidator(boolean)]
+Text = Annotated[str, BeforeValidator(text)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(texts)]
+Size = Annotated[int, BeforeValidator(size)]
+
+
+def check(
+    model: type[Model],
+    document: Document,
+    context: dict[str, Any] | None = None,
+    unlabelled: frozenset[str] = frozenset(),
+) -> tuple[Model | None, list[Problem]]:
+    """Validate a document; return the model, or None, and all problems in the text's order.
+
+    What reading the text found comes too, and silences what follows from it on the same line.
+    `unlabelled`: the keys whose messages already say what they are about.
+    """
+    found = list(document.problems)
+    try:
+        result = model.model_validate(document.data, context=context)
+    except ValidationError as e:
+        result, lines = None, {problem.line for problem in found}
+        problems = [_problem(model, document, error, unlabelled) for error in e.errors()]
+        found += [problem for problem in problems if problem.line not in lines]
+    return (None if found else result), sorted(found, key=lambda p: (p.line, p.column))
+
+
+def _problem(
+    model: type[BaseModel], document: Document, error: Any, unlabelled: frozenset[str]
+) -> Problem:
+    path: Path = tuple(error["loc"])
+    name = ".".join(str(part) for part in path)
+    match error["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(str(path[-1]), _keys(model, path[:-1]), 1, 0.6)
+            message = "unknown key" + (f" (did you mean `{close[0]}`?)" if close else "")
+        case "missing":
+            message, name = f"`{name}` is missing", ""
+        case "model_type" | "dict_type" | "model_attributes_type":
+            message = "keys with values are wanted here"
+        case "value_error":
+            message = str(error["ctx"]["error"])
+        case "literal_error":
+            message = f"one of {error['ctx']['expected']} is wanted"
+        case _:
+            message = error["msg"][0].lower() + error["msg"][1:]
+    if name in unlabelled or len(name) > 64 or not name.isprintable():
+        name = ""
+    label = f"`{name}`: " if name else ""
+    return Problem(f"{label}{message}", *document.place(path))
+
+
+def _keys(model: type[BaseModel], path: Path) -> list[str]:
+    """Return the keys that a model knows at `path`."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        inner = field and field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

@@ -1,0 +1,140 @@
+"""Orders of the client commands, dropped into control/ and obeyed by a daemon.
+
+An order is `control/<nonce>.order`, its answer `control/<nonce>.answer`, both JSON. Who may order
+what is decided by the order file's owner, as the filesystem tells it: a request's owner, the
+daemon's user, or root.
+"""
+
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stager import durable
+from stager.layout import Claim, Paths, Waiting, request_name
+
+MAX_BYTES = 64 * 1024
+VERBS = ("cancel", "retry", "pause", "resume")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What somebody wants done: to the requests in `names` (NAME or id), or to `all` of them."""
+
+    verb: str
+    names: tuple[str, ...] = ()
+    everything: bool = False
+    state: str = ""
+    code: str = ""
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An order in control/, with its owner and its time by the file server's clock."""
+
+    file: str
+    order: Order
+    uid: int
+    time_ns: int
+
+
+@dataclass(slots=True)
+class Answer:
+    """What became of an order: per name `cancelled`, `retried`, `not found`, ..."""
+
+    outcome: dict[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+
+def send(paths: Paths, order: Order) -> str:
+    """Drop an order (write, then link); return its name for `read_answer`."""
+    name = durable.nonce() + durable.nonce()
+    tmp = paths.control / f".{name}.tmp"
+    durable.write_new(tmp, json.dumps(asdict(order)).encode())
+    try:
+        os.link(tmp, paths.control / f"{name}.order")
+    finally:
+        durable.discard(tmp)
+    return name
+
+
+def read_answer(paths: Paths, name: str) -> Answer | None:
+    """Return an order's answer if it is there, by a fresh listing."""
+    file = f"{name}.answer"
+    if file not in durable.listing(paths.control, touch=False):
+        return None
+    return Answer(**json.loads(durable.read_file(paths.control / file)))
+
+
+def received(paths: Paths) -> tuple[list[Received], list[str]]:
+    """Return the orders in control/, and the names of files there that are none."""
+    good, bad = [], []
+    for name in durable.listing(paths.control, touch=False):
+        if name.startswith(".") or not name.endswith(".order"):
+            continue
+        order = _read(paths.control / name)
+        if isinstance(order, Received):
+            good.append(order)
+        elif order is not None:
+            bad.append(name)
+    return good, bad
+
+
+def _read(path: Path) -> Received | str | None:
+    """Read an order; its name if it is none, None if it is gone."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return path.name
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return path.name
+    with os.fdopen(fd, "rb") as f:
+        info, data = os.fstat(fd), f.read(MAX_BYTES + 1)
+    try:
+        fields: dict[str, Any] = json.loads(data)
+        fields["names"] = tuple(str(name) for name in fields.get("names", ()))
+        order = Order(**fields)
+    except (ValueError, TypeError, RecursionError):
+        return path.name
+    if order.verb not in VERBS or len(data) > MAX_BYTES or len(order.names) > 1000:
+        return path.name
+    return Received(path.name, order, info.st_uid, info.st_ctime_ns)
+
+
+def close(paths: Paths, inst: str, file: str, answer: Answer) -> None:
+    """Answer an order (the first answer stays) and take it away."""
+    tmp = paths.tmp / f"{inst}.{durable.nonce()}"
+    durable.write_new(tmp, json.dumps(asdict(answer)).encode())
+    durable.link(tmp, paths.control / f"{file.removesuffix('.order')}.answer")
+    durable.discard(tmp)
+    remove(paths, inst, file)
+
+
+def remove(paths: Paths, inst: str, file: str) -> bool:
+    """Take a file out of control/; False: somebody else did."""
+    grave = paths.tmp / f"{inst}.{durable.nonce()}"
+    if not durable.move(paths.control / file, grave):
+        return False
+    if stat.S_ISDIR(os.lstat(grave).st_mode):
+        durable.remove_tree(grave)
+    durable.discard(grave)
+    return True
+
+
+def matches(names: tuple[str, ...], entry: Claim | Waiting) -> str:
+    """Return which of `names` means this request: by NAME, dropped name or id; empty: none."""
+    for name in names:
+        if name and name in {entry.file, request_name(entry.file), entry.request_id, entry.id}:
+            return name
+    return ""
+
+
+def paused(paths: Paths, hosts: set[str]) -> bool:
+    """Whether everybody, or one of `hosts`, is told not to claim."""
+    listed = set(durable.listing(paths.spool, touch=False))
+    return "paused" in listed or any(f"paused.{host}" in listed for host in hosts)

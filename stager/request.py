@@ -1,0 +1,139 @@
+"""The request contract: a file's bytes become a `Request`, or all of its problems at once.
+
+Pure: no I/O. Error texts never quote the file beyond the image names asked for (which the seed
+quotes too) and key names.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from stager.errors import BucketNotAllowed, Problem, RequestError
+from stager.layout import Build, parse_build
+from stager.models import Duration, Flag, Strict, Text, check, texts
+from stager.yamltext import Document, TextError, parse_text
+
+MAX_BYTES = 64 * 1024
+PRIORITIES = {"high": 2, "normal": 5, "low": 8}
+_SYNONYMS = {"archive_url": "build", "image_types": "images"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What this server allows a request to ask for."""
+
+    image_files: dict[str, str]
+    buckets: tuple[str, ...]
+    allow_force: bool = True
+
+
+def _rules(info: ValidationInfo) -> Rules:
+    assert info.context is not None
+    rules: Rules = info.context["rules"]
+    return rules
+
+
+def _build(value: Any, info: ValidationInfo) -> Any:
+    if value is None:
+        raise ValueError("must specify the build: gs://BUCKET/PATH/BUILD")
+    if not isinstance(value, str):
+        raise ValueError("the build must be a URL gs://BUCKET/PATH/BUILD")
+    return parse_build(value, frozenset(_rules(info).image_files.values()))
+
+
+def _images(value: Any, info: ValidationInfo) -> Any:
+    """Check in the seed's order: none, then all the unknown ones, then drop the doubles."""
+    names = texts(value)
+    if not names:
+        raise ValueError("empty list of image types")
+    known = _rules(info).image_files
+    unknown = [name[:64] for name in dict.fromkeys(names) if name not in known]
+    if unknown:
+        raise ValueError(f"invalid images requested: {unknown}")
+    return tuple(dict.fromkeys(names))
+
+
+def _priority(value: Any) -> Any:
+    if isinstance(value, str) and value.strip() in PRIORITIES:
+        return PRIORITIES[value.strip()]
+    if isinstance(value, str) and len(value.strip()) == 1 and value.strip() in "0123456789":
+        return int(value)
+    raise ValueError("a priority is high, normal, low, or 0 (first) to 9")
+
+
+def _note(value: Any) -> Any:
+    if not isinstance(value, str) or len(value) > 200:
+        raise ValueError("a note is a text of at most 200 characters")
+    return value
+
+
+def _force(value: Any, info: ValidationInfo) -> Any:
+    if value and not _rules(info).allow_force:
+        raise ValueError("force is not allowed on this server (allow_force: false)")
+    return value
+
+
+class Request(Strict):
+    """What a request file asks for."""
+
+    build: Annotated[Build, BeforeValidator(_build)]
+    images: Annotated[tuple[str, ...], BeforeValidator(_images)]
+    priority: Annotated[int, BeforeValidator(_priority)] = PRIORITIES["normal"]
+    expires: Duration | None = None
+    wait: Duration | None = None
+    force: Annotated[Flag, Field(validate_default=False)] = False
+    note: Annotated[Text | None, BeforeValidator(_note)] = None
+
+    @model_validator(mode="after")
+    def _allowed(self, info: ValidationInfo) -> "Request":
+        _force(self.force, info)
+        return self
+
+
+def parse_request(data: bytes, rules: Rules) -> Request:
+    """Parse a request file's bytes; raise RequestError with every problem, line and column."""
+    if len(data) > MAX_BYTES:
+        raise RequestError([Problem(f"the file is larger than {MAX_BYTES // 1024} KiB")])
+    try:
+        document = parse_text(data)
+    except TextError as e:
+        raise RequestError(e.problems) from None
+    if not isinstance(document.data, dict):
+        message = "keys with values are wanted: build: and images:"
+        raise RequestError([Problem(message, *document.place(()))])
+    _rename_synonyms(document)
+    _drop_private(document)
+    document.data.setdefault("build", None)
+    document.data.setdefault("images", None)
+    request, problems = check(Request, document, {"rules": rules}, frozenset({"build", "images"}))
+    if request is None:
+        raise RequestError(problems)
+    if request.build.bucket not in rules.buckets:
+        message = f"the bucket is not allowed here; allowed: {', '.join(rules.buckets)}"
+        raise BucketNotAllowed([Problem(message, *document.place(("build",)))])
+    return request
+
+
+def _rename_synonyms(document: Document) -> None:
+    """Bring the seed's spelling of the keys to ours."""
+    for old, new in _SYNONYMS.items():
+        if old not in document.data:
+            continue
+        place = document.places[(old,)]
+        if new in document.data:
+            message = f"`{old}` is another word for `{new}`: give one"
+            document.problems.append(Problem(message, *place))
+            del document.data[old]
+            continue
+        document.data[new] = document.data.pop(old)
+        for path in [p for p in document.places if p[:1] == (old,)]:
+            document.places[(new, *path[1:])] = document.places[path]
+
+
+def _drop_private(document: Document) -> None:
+    """Ignore the keys that start with `x-`, and optional keys left empty."""
+    for key in list(document.data):
+        if key.startswith("x-") or (document.data[key] is None and key not in {"build", "images"}):
+            if key.startswith("x-") or key in Request.model_fields:
+                del document.data[key]

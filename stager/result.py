@@ -1,0 +1,191 @@
+"""The answer to a request: `results/NAME.yaml`, `state` on its first line.
+
+Written whole and synced in a private place first; its last line names the claim it answers, so
+that whoever finishes a dead machine's work can tell a whole answer that fits from another.
+"""
+
+import json
+import time
+from enum import StrEnum
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from stager.errors import Problem, RequestError, StagerError
+from stager.layout import Claim
+
+
+class State(StrEnum):
+    """Finished states; the good ones, and only they, end in "staged"."""
+
+    STAGED = "staged"
+    ALREADY_STAGED = "already_staged"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ProblemPart(_Part):
+    """One fault of the file; line and column count from 1, 0: no place."""
+
+    line: int = 0
+    column: int = 0
+    message: str
+
+
+class ErrorPart(_Part):
+    """What went wrong, and what to do next."""
+
+    code: str
+    message: str
+    hint: str = ""
+    problems: tuple[ProblemPart, ...] | None = None
+
+
+class ImagePart(_Part):
+    """One image: where it is and what it is, or why it is not there. Sizes in bytes."""
+
+    state: State
+    path: str | None = None
+    url: str | None = None
+    size: int | None = None
+    allocated: int | None = None
+    crc32: str | None = None
+    sha256: str | None = None
+    generation: int | None = None
+    error: ErrorPart | None = None
+
+
+class ArchivePart(_Part):
+    """The object that was read, at one generation."""
+
+    object: str
+    generation: int
+    size: int
+
+
+class Result(_Part):
+    """The whole answer, in the order of its lines. Times are UTC, to the second."""
+
+    state: State
+    request: str
+    request_id: str
+    retry_of: str | None = None
+    request_sha256: str | None = None
+    submitter: int | None = None
+    note: str | None = None
+    build: str | None = None
+    target: str | None = None
+    images: dict[str, ImagePart] | None = None
+    error: ErrorPart | None = None
+    archive: ArchivePart | None = None
+    bytes_fetched: int | None = None
+    attempts: int
+    host: str
+    received: str
+    started: str | None = None
+    finished: str
+
+
+def error_part(error: StagerError) -> ErrorPart:
+    """Return an error as it stands in a result."""
+    problems = None
+    if isinstance(error, RequestError):
+        problems = tuple(_problem_part(problem) for problem in error.problems)
+    return ErrorPart(
+        code=error.code, message=error.message, hint=error.hint, problems=problems or None
+    )
+
+
+def _problem_part(problem: Problem) -> ProblemPart:
+    return ProblemPart(line=problem.line, column=problem.column, message=problem.message)
+
+
+def stamp(seconds: float) -> str:
+    """Return a time as results show it: 2026-11-23T15:25:15Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+class _Stamp(str):
+    """A time, written without quotes."""
+
+
+class _Flow(dict[str, Any]):
+    """Keys and values, written on one line."""
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # Quoted where another YAML reader might see a number: 12e45678 is a fine CRC-32.
+    style = '"' if value[:1].isdigit() else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+def _represent_flow(dumper: yaml.SafeDumper, value: _Flow) -> yaml.MappingNode:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", value, flow_style=True)
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(_Flow, _represent_flow)
+_Dumper.add_representer(
+    _Stamp, lambda dumper, v: dumper.represent_scalar("tag:yaml.org,2002:timestamp", str(v))
+)
+
+
+def to_yaml(result: Result, claim: Claim) -> bytes:
+    """Return the answer's bytes; the last line is a comment that names the claim."""
+    data: dict[str, Any] = result.model_dump(mode="json", exclude_none=True)
+    for key in ("received", "started", "finished"):
+        if key in data:
+            data[key] = _Stamp(data[key])
+    for key in ("error", "archive"):
+        if key in data:
+            data[key] = _Flow(data[key])
+    if "images" in data:
+        data["images"] = {image: _Flow(part) for image, part in data["images"].items()}
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100_000)
+    return f"{text}{_last_line(claim)}".encode()
+
+
+def _last_line(claim: Claim) -> str:
+    return f"# {claim}\n"
+
+
+def fits(data: bytes, claim: Claim) -> bool:
+    """Whether these bytes are a whole answer to this very claim."""
+    if not data.endswith(f"\n{_last_line(claim)}".encode()):
+        return False
+    result = parse_result(data)
+    return result is not None and result.request_id == claim.request_id
+
+
+def parse_result(data: bytes) -> Result | None:
+    """Read an answer; None where the bytes are none (or not all of one)."""
+    try:
+        return Result.model_validate(yaml.load(data, Loader=_Loader))
+    except (yaml.YAMLError, ValueError):
+        return None
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Leaves times as the text they are."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """Return the answer as plain data for --json."""
+    data: dict[str, Any] = json.loads(result.model_dump_json(exclude_none=True))
+    return data

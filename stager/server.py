@@ -1,0 +1,259 @@
+"""One instance of the daemon at work: its parts, put together, and one turn of its loop."""
+
+import json
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from stager import durable, orders, site
+from stager.archive import DirectorySource, Source
+from stager.clerk import Clerk
+from stager.config import Config
+from stager.dispatch import Dispatcher, Tally
+from stager.dropbox import DropBox
+from stager.errors import MachineFault, SetupError
+from stager.instance import Buried, Heart
+from stager.job import Tools
+from stager.lock import Locks
+from stager.marker import Marker
+from stager.spool import Spool
+from stager.stage import Room
+from stager.sweep import Sweeper
+from stager.watch import Watch
+
+log = structlog.get_logger()
+
+STATUS_SECONDS = 1.0
+MOST_IN_STATUS = 200
+
+
+class Server:
+    """A registered instance with its workers; ends when told to, or when it was buried."""
+
+    def __init__(self, config: Config, wake: threading.Event) -> None:
+        self.config, self.paths = config, config.paths
+        self.heart = Heart(self.paths, config.heartbeat, config.lease)
+        self.spool = Spool(self.paths, self.heart)
+        self.dropbox = DropBox(self.paths.requests, config.settle)
+        self.watch = Watch(self.paths.requests, config.watch, config.rescan, self.dropbox.note)
+        self.watch.wake = wake
+        self.locks, self.room = Locks(self.paths, self.heart), Room(self.paths.static, config)
+        self.dispatcher = Dispatcher(self._tools(), self.dropbox, wake.set)
+        self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
+        self.sweeper = Sweeper(self.paths, self.heart)
+        self.buried = False
+        self.fault: str | None = None
+        self.paused = False
+        self._ended = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._next_rescan = self._next_status = 0.0
+        self._last_scan = time.time()
+
+    @property
+    def tally(self) -> Tally:
+        """What this instance answered."""
+        return self.dispatcher.tally
+
+    def start(self) -> None:
+        """Appear among the instances and begin to look."""
+        self.heart.register()
+        self._pulse.start()
+        self.watch.arm()
+        for problem in site.check_modes(self.paths, os.geteuid()):
+            log.warning(problem)
+        for key in ("metrics", "on_done"):
+            if getattr(self.config, key) != Config.model_fields[key].default:
+                log.warning(f"{key} is read, but not used by this version yet")
+        log.info(
+            "watching the drop box",
+            spool=str(self.paths.spool), mode=self.watch.mode, filesystem=self.watch.kind,
+            rescan=self.watch.rescan, workers=self.config.workers, instance=self.heart.inst,
+        )  # fmt: skip
+
+    def turn(self) -> None:
+        """Do all that can be done now; a fault of the spool is said once, and waited out."""
+        try:
+            now = time.monotonic()
+            if now >= self._next_rescan or self.fault:
+                self._next_rescan = now + self.watch.jittered_rescan()
+                self._rescan()
+            with durable.storage():
+                self.clerk.obey()
+                self.dispatcher.turn(claim=not self.paused)
+                self.spool.touch_results()
+                self._publish_status()
+        except (MachineFault, SetupError) as e:
+            self._say_fault(str(e))
+        except Buried:
+            self.buried = True
+        except Exception:
+            log.exception("a fault of ours in the daemon's loop")
+            self.fault = self.fault or "a fault in watcherd; see the log"
+        else:
+            if self.fault:
+                log.info("the spool answers again", fault=self.fault)
+            self.fault = None
+
+    def wait(self) -> None:
+        """Wait for an event, a worker's end, or the time something is due."""
+        if self.fault:
+            self.watch.wait(random.uniform(0.5, 1.0))
+            return
+        server_now = self.heart.server_now()
+        due = min(
+            self.dropbox.next_due(),
+            self.dispatcher.backlog.next_wake(server_now),
+            self._next_rescan - time.monotonic(),
+        )
+        if self.dispatcher.running:
+            due = min(due, STATUS_SECONDS)
+        self.watch.wait(max(due, 0.005))
+
+    def idle(self) -> bool:
+        """Whether nothing is left that this instance could answer, now or later (--once)."""
+        if self.fault or self.dispatcher.running:
+            return False
+        if self.paused:
+            return True
+        with durable.storage():
+            if self.dispatcher.backlog.entries or self.dropbox.settling()[0]:
+                return False
+            others = [c for c in self.spool.active() if c.inst != self.heart.inst]
+            if any(not self.heart.proven(c.inst) for c in others):
+                return False
+            self.dropbox.settled(0)
+            if any(n not in self.dropbox.unclaimable() for n in self._new_names()):
+                return False
+            self.spool.finish()
+        for claim in others:
+            log.warning("left to its owner", request_id=claim.request_id, owner=claim.inst)
+        for name in self.dropbox.settling()[1]:
+            log.warning("left: it keeps changing", entry=name)
+        for name, reason in self.dropbox.unclaimable().items():
+            log.warning("left: it can't be claimed", entry=name, reason=reason)
+        return True
+
+    def reconfigure(self, config: Config) -> None:
+        """Work by another configuration from the next job on."""
+        self.config = self.room.config = config
+        self.dropbox.settle = config.settle
+        self.dispatcher.reconfigure(self._tools())
+
+    def stop(self) -> None:
+        """Give back what is unstarted, end the rest at a safe point, disappear."""
+        self.dispatcher.stop()
+        self.watch.disarm()
+        try:
+            with durable.storage():
+                self.dispatcher.close()
+                self._ended.set()
+                self._pulse.join(self.config.heartbeat)
+                status = self.paths.instances / f"{self.heart.inst}.status"
+                durable.discard(status)
+                self.heart.leave()
+        except (MachineFault, Buried) as e:
+            log.warning(f"stopped, but could not sign off: {e}")
+        log.info("stopped", good=self.tally.good, bad=self.tally.bad)
+
+    def summary(self) -> str:
+        """Return one line for the service manager."""
+        running, waiting = len(self.dispatcher.running), len(self.dispatcher.backlog.entries)
+        hold = self.dispatcher.backlog.hold
+        trouble = self.fault or (hold.error.message if hold else "")
+        paused = "paused" if self.paused else ""
+        parts = (f"{running} active, {waiting} waiting", self.watch.mode, paused, trouble)
+        return "; ".join(part for part in parts if part)
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _tools(self) -> Tools:
+        return Tools(
+            self.config, self.heart, self.spool, self.locks,
+            Marker(self.paths, self.config.images), self._source(), self.room,
+        )  # fmt: skip
+
+    def _source(self) -> Source:
+        archive = self.config.archive
+        if archive.source == "directory":
+            return DirectorySource(Path(archive.directory))
+        from stager.gcs import GcsSource  # noqa: PLC0415 (0.4 s that a directory need not pay)
+
+        endpoint = os.environ.get("STORAGE_EMULATOR_HOST")
+        return GcsSource(archive.credentials, endpoint, archive.connections)
+
+    def _beat(self) -> None:
+        """Beat and look at the others, until the end; the heartbeat thread."""
+        while not self._ended.wait(self.config.heartbeat * random.uniform(0.9, 1.0)):
+            try:
+                self.heart.beat()
+                self.heart.observe()
+            except Buried:
+                self.buried = True
+                self.dispatcher.stop()
+                self.watch.wake.set()
+                return
+            except OSError:
+                self.heart.bad_sample()
+
+    def _rescan(self) -> None:
+        """Look at what no event tells: the directories, the dead, unfinished answers, leftovers."""
+        site.check(self.config)
+        self._last_scan = time.time()
+        with durable.storage():
+            self.watch.arm()
+            hosts = {self.heart.identity.host, self.heart.identity.host.split(".")[0]}
+            paused = orders.paused(self.paths, hosts)
+            if paused != self.paused:
+                log.info("paused" if paused else "resumed")
+            self.paused = paused
+            self.dispatcher.adopt()
+            self.spool.finish()
+            busy = {claim.inst for claim in self.spool.active()}
+            for inst in self.heart.bury(busy):
+                log.info("an instance is gone", instance=inst)
+            for path in self.sweeper.sweep():
+                log.info("swept", path=str(path))
+
+    def _new_names(self) -> list[str]:
+        return [n for n in self.dropbox.seen if n not in self.dropbox.settling()[1]]
+
+    def _say_fault(self, fault: str) -> None:
+        if self.fault is None:
+            log.error(f"the spool does not work, requests wait: {fault}")
+        self.fault = fault
+
+    def _publish_status(self) -> None:
+        """Tell the other machines' `stager status` what we do; at most once a second."""
+        now = time.monotonic()
+        if now < self._next_status:
+            return
+        self._next_status = now + STATUS_SECONDS
+        tmp = self.paths.tmp / f"{self.heart.inst}.{durable.nonce()}"
+        durable.write_new(tmp, json.dumps(self._status()).encode(), sync=False)
+        os.rename(tmp, self.paths.instances / f"{self.heart.inst}.status")
+
+    def _status(self) -> dict[str, Any]:
+        backlog = self.dispatcher.backlog
+        reasons = {
+            entry.waiting.request_id: lull.reason
+            for entry in list(backlog.entries.values())[:MOST_IN_STATUS]
+            if (lull := backlog.lull(entry.key))
+        }
+        hold = backlog.hold
+        return {
+            "host": self.heart.identity.host,
+            "mode": self.watch.mode,
+            "scanned": self._last_scan,
+            "paused": self.paused,
+            "workers": self.config.workers,
+            "active": {c.claim.request_id: c.progress.view() for c in self.dispatcher.cases()},
+            "reasons": reasons,
+            "fault": {"code": hold.error.code, "message": hold.error.message} if hold else None,
+            "unclaimable": dict(list(self.dropbox.unclaimable().items())[:MOST_IN_STATUS]),
+            "answered": {"good": self.tally.good, "bad": self.tally.bad},
+        }

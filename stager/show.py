@@ -1,0 +1,173 @@
+"""What people see of the client commands: tables, explanations, progress bars."""
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import click
+
+from stager import client, status
+from stager.client import Pending
+from stager.config import Config
+from stager.layout import Paths
+from stager.result import Result, to_json
+
+
+def explain(result: Result) -> None:
+    """Say on stderr what went wrong, where, and what to do next."""
+    if result.error is None:
+        return
+    click.echo(f"{result.state}: {result.error.message} ({result.error.code})", err=True)
+    if result.error.hint:
+        click.echo(f"hint: {result.error.hint}", err=True)
+
+
+class Bars:
+    """Progress bars on stderr while waiting, where it is a terminal; called with each look."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        self._progress: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich import progress  # noqa: PLC0415 (only a terminal needs it)
+            from rich.console import Console  # noqa: PLC0415
+
+            self._progress = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.DownloadColumn(),
+                progress.TransferSpeedColumn(),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def __call__(self, name: str, found: Pending | None) -> None:
+        """Show how one request is."""
+        if self._progress is None:
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=None)
+        view = client.progress(self.paths, found) if found and found.inst else {}
+        words = " ".join(filter(None, [view.get("phase"), view.get("image")]))
+        state = words or (found.state if found else "answered")
+        self._progress.update(
+            self._tasks[name],
+            description=f"{name}: {state}",
+            completed=view.get("bytes", 0),
+            total=view.get("total_bytes") or None,
+        )
+
+
+def print_status(config: Config, name: str | None, watch: bool, check: bool, as_json: bool) -> int:
+    """Print the spool's or one request's status; return the exit code."""
+    while True:
+        code = _print_once(config, name, check, as_json)
+        if not watch:
+            return code
+        sys.stdout.flush()
+        time.sleep(1)
+        if sys.stdout.isatty():
+            click.clear()
+
+
+def _print_once(config: Config, name: str | None, check: bool, as_json: bool) -> int:
+    if name is not None:
+        return _print_one(config, name, as_json)
+    snapshot = status.take(config.paths, 1.5 * config.heartbeat if check else 0.0)
+    troubles = snapshot.troubles() if check else []
+    if as_json:
+        click.echo(json.dumps(snapshot.as_dict() | {"troubles": troubles}, indent=2))
+    else:
+        _print_snapshot(snapshot)
+    for trouble in troubles:
+        click.echo(trouble, err=True)
+    return client.FAILED if troubles else 0
+
+
+def _print_one(config: Config, name: str, as_json: bool) -> int:
+    found = client.pending(config.paths, name)
+    if found is not None:
+        snapshot = status.take(config.paths)
+        entries = snapshot.waiting + snapshot.active
+        data = next((e for e in entries if found.request_id == e["request_id"]
+                     and found.file == e["request"]), {})  # fmt: skip
+        data = {"state": found.state, **data}
+        words = data.get("reason") or _progress_words(data)
+        click.echo(json.dumps(data, indent=2) if as_json else f"{found.state}: {words}")
+        return 0
+    result = client.read_result(config.paths, name)
+    if result is None:
+        click.echo(f"{name}: no such request", err=True)
+        return client.NOT_FOUND
+    click.echo(json.dumps(to_json(result), indent=2) if as_json else str(result.state))
+    return 0
+
+
+def _progress_words(entry: dict[str, Any]) -> str:
+    """Say how far an active request is."""
+    parts = [entry.get("phase", ""), entry.get("image", ""), f"on {entry.get('host', '?')}"]
+    if total := entry.get("total_bytes"):
+        parts.append(f"{entry['bytes'] >> 20} of {total >> 20} MiB")
+        parts.append(f"{entry['bytes_per_second'] / 1e6:.1f} MB/s")
+        if entry.get("seconds_left") is not None:
+            parts.append(f"{entry['seconds_left']} s left")
+    return ", ".join(filter(None, parts))
+
+
+def _print_snapshot(snapshot: status.Snapshot) -> None:
+    live = [i["host"] for i in snapshot.instances if i["alive"]]
+    silent = [i["host"] for i in snapshot.instances if not i["alive"]]
+    click.echo(f"machines: {', '.join(live) or 'none known to be alive'}"
+               + (f"; not seen to move: {', '.join(silent)}" if silent else ""))  # fmt: skip
+    if snapshot.paused:
+        click.echo(f"paused: {', '.join(snapshot.paused)}")
+    for fault in snapshot.faults:
+        click.echo(f"fault on {fault['host']}: {fault['message']} ({fault['code']})")
+    click.echo(f"{len(snapshot.active)} active, {len(snapshot.waiting)} waiting, "
+               f"{len(snapshot.answered)} answered")  # fmt: skip
+    _print_entries(snapshot.active[:20], snapshot.waiting[:20])
+    for name, reason in snapshot.unclaimable.items():
+        click.echo(f"can't be claimed: {ascii(name)}: {reason}")
+    if snapshot.other_files:
+        click.echo(f"{snapshot.other_files} other files in the drop box")
+
+
+def _print_entries(active: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> None:
+    for entry in active:
+        click.echo(f"  active   {_name(entry)}  {_progress_words(entry)}")
+    for entry in waiting:
+        click.echo(f"  waiting  {_name(entry)}  {entry['reason']}")
+
+
+def _name(entry: dict[str, Any]) -> str:
+    name = entry["request"] or entry["request_id"]
+    return name if name.isprintable() else ascii(name)
+
+
+def print_list(config: Config, as_json: bool) -> None:
+    """Print all requests that the spool still knows."""
+    snapshot = status.take(config.paths)
+    if as_json:
+        data = {key: getattr(snapshot, key) for key in ("waiting", "active", "answered")}
+        click.echo(json.dumps(data, indent=2))
+        return
+    _print_entries(snapshot.active, snapshot.waiting)
+    for entry in snapshot.answered:
+        click.echo(f"  {entry['room']:<9}{_name(entry)}")

@@ -1,0 +1,154 @@
+"""The set of directories a spool is made of: made once by `stager init`, checked ever after.
+
+The daemon never makes them: an unmounted mount point must not become a spool. Each of the three
+has a LAYOUT file with the same set id.
+"""
+
+import contextlib
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from stager import durable
+from stager.config import Config
+from stager.errors import SetupError
+from stager.layout import Paths
+
+VERSION = 1
+OPEN_MODE = 0o1777
+GROUP_MODE = 0o3770
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a LAYOUT file says; lease and heartbeat in seconds."""
+
+    version: int
+    set_id: str
+    lease: float
+    heartbeat: float
+    uid: int
+
+    def text(self) -> str:
+        return (
+            f"version: {self.version}\nset: {self.set_id}\nlease: {self.lease:g}\n"
+            f"heartbeat: {self.heartbeat:g}\nuid: {self.uid}\n"
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> "Layout":
+        """Read a LAYOUT file; SetupError says what to do where there is none."""
+        run = "run `stager init` once as the daemon's user, on one machine"
+        try:
+            data = yaml.safe_load(durable.read_file(path))
+            return cls(
+                int(data["version"]), str(data["set"]), float(data["lease"]),
+                float(data["heartbeat"]), int(data["uid"]),
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise SetupError(
+                f"no {path}: the filesystem is not mounted, or nothing was set up; {run}"
+            ) from None
+        except OSError as e:
+            raise SetupError(f"can't read {path}: {e.strerror}") from None
+        except (yaml.YAMLError, KeyError, TypeError, ValueError):
+            raise SetupError(f"{path} is not a layout file; {run} in a new place") from None
+
+
+def init(config: Config, group: int | None = None) -> Layout:
+    """Make all directories; what is there already is kept, and only completed."""
+    paths = config.paths
+    layout = _existing(paths) or Layout(
+        VERSION, secrets.token_hex(8), config.lease, config.heartbeat, os.geteuid()
+    )
+    open_mode = OPEN_MODE if group is None else GROUP_MODE
+    rooms = {path: 0o755 for path in (paths.spool, paths.static, paths.results)}
+    rooms |= {paths.requests: open_mode, paths.control: open_mode}
+    for name in ("active", "waiting", "done", "failed", "cancelled", "instances"):
+        rooms[paths.spool / name] = 0o755
+    rooms |= {paths.private: 0o700, paths.tmp: 0o700, paths.images: 0o755, paths.stager: 0o755}
+    rooms |= {p: 0o755 for p in (paths.locks, paths.work, paths.sidecars, paths.static_tmp)}
+    try:
+        for path, mode in rooms.items():
+            path.mkdir(parents=path in {paths.spool, paths.static, paths.results}, exist_ok=True)
+            if group is not None and mode == GROUP_MODE:
+                os.chown(path, -1, group)
+            os.chmod(path, mode)
+        for mark in paths.marks:
+            if not mark.exists():
+                durable.write_new(mark, layout.text().encode())
+    except OSError as e:
+        raise SetupError(f"can't set up {e.filename}: {e.strerror}") from None
+    check_links(paths)
+    return layout
+
+
+def _existing(paths: Paths) -> Layout | None:
+    found = [Layout.read(mark) for mark in paths.marks if mark.exists()]
+    if len({layout.set_id for layout in found}) > 1:
+        raise SetupError("spool, static and results belong to different sets; give others")
+    return found[0] if found else None
+
+
+def check(config: Config) -> Layout:
+    """See that the directories are the ones that were set up, and ours."""
+    first, *others = (Layout.read(mark) for mark in config.paths.marks)
+    if any(other.set_id != first.set_id for other in others):
+        where = ", ".join(str(mark) for mark in config.paths.marks)
+        raise SetupError(f"spool, static and results are not of one set: compare {where}")
+    if first.version != VERSION:
+        raise SetupError(f"the spool has layout version {first.version}; this is for {VERSION}")
+    if first.uid != os.geteuid():
+        raise SetupError(
+            f"the spool belongs to uid {first.uid}, and this is uid {os.geteuid()}: "
+            f"start the daemon as that user"
+        )
+    if (first.lease, first.heartbeat) != (config.lease, config.heartbeat):
+        raise SetupError(
+            f"lease and heartbeat must be the spool's on all machines: set lease: {first.lease:g} "
+            f"and heartbeat: {first.heartbeat:g}"
+        )
+    return first
+
+
+def check_links(paths: Paths) -> None:
+    """See that what must be one filesystem is one, and that it has hard links."""
+    _probe(paths.tmp, paths.results, "spool and results")
+    _probe(paths.static_tmp, paths.images, "static/.stager and static/images")
+
+
+def _probe(source: Path, target: Path, what: str) -> None:
+    name = f".probe.{durable.nonce()}"
+    first, second, there = source / name, source / f"{name}.2", target / name
+    try:
+        durable.write_new(first, b"")
+        os.link(first, second)
+        os.rename(second, there)
+    except OSError as e:
+        raise SetupError(
+            f"{what}: {e.strerror} ({e.filename}): both must be writable, on one filesystem "
+            f"that has hard links"
+        ) from None
+    finally:
+        for path in (first, second, there):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def check_modes(paths: Paths, uid: int) -> list[str]:
+    """Return what is wrong with owners and modes, each with the command that mends it."""
+    wanted = {paths.private: 0o700, paths.tmp: 0o700, paths.active: 0o755, paths.waiting: 0o755}
+    problems = []
+    for path in (paths.requests, paths.control, paths.done, paths.failed, *wanted):
+        info = path.lstat()
+        if not stat.S_ISDIR(info.st_mode):
+            problems.append(f"{path} is no directory")
+        elif info.st_uid != uid:
+            problems.append(f"{path} belongs to uid {info.st_uid}: chown {uid} {path}")
+        elif path in wanted and stat.S_IMODE(info.st_mode) != wanted[path]:
+            problems.append(f"{path} has the wrong mode: chmod {wanted[path]:o} {path}")
+    return problems

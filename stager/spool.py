@@ -1,0 +1,294 @@
+"""The only mover of requests: every state is a directory, every step is one rename.
+
+A request is in exactly one of requests, active, waiting, done, failed, cancelled. A rename's
+source name is used once and its destination can be made by one caller only, so a lost reply or a
+late duplicate is resolved by looking for one's own name. Names in `held` are those that a worker of
+this instance is at; any other claim in our name is the fruit of a lost reply, and is adopted.
+"""
+
+import errno
+import os
+import stat
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stager import durable, result
+from stager.durable import nonce
+from stager.errors import Internal, Problem, RequestError, TakenOver, UnreadableRequest
+from stager.instance import Heart
+from stager.layout import RETRY, Claim, Paths, Waiting, can_name_result, request_name
+from stager.request import MAX_BYTES
+from stager.result import Result, State
+
+STALE_OPEN_SECONDS = 60
+ROOMS = ("done", "failed", "cancelled")
+
+
+class StaleOpen(Exception):
+    """A cached name opened another file than the one that has the name now (NFS)."""
+
+
+class NotClaimable(Exception):
+    """An entry of the drop box that the filesystem does not let us move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A request's bytes and its submitter's uid."""
+
+    data: bytes
+    uid: int
+
+
+class Spool:
+    """Claims, moves and answers requests in the name of one instance."""
+
+    def __init__(self, paths: Paths, heart: Heart) -> None:
+        self.paths, self.heart = paths, heart
+        self.nfs = durable.is_nfs(paths.active)
+        self._held: set[str] = set()
+        self._lock = threading.Lock()
+        self._published_at = 0.0
+
+    # -- claiming ------------------------------------------------------------------------------
+
+    def take(self, name: str) -> Claim | None:
+        """Claim a dropped file; None if somebody else was faster or it was withdrawn."""
+        file = name if can_name_result(request_name(name)) else ""
+        claim = Claim(file, nonce(), 0, 0, self.heart.inst, nonce())
+        try:
+            taken = self._move(self.paths.requests / name, self.paths.active, claim)
+        except OSError as e:
+            if e.errno in {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENAMETOOLONG}:
+                raise NotClaimable(e.strerror) from None
+            raise
+        return self.accept(claim) if taken else None
+
+    def accept(self, claim: Claim) -> Claim | None:
+        """Give a fresh claim its id and final name. Content is read from accepted names only.
+
+        Until then a late duplicate of the take can still put another file under the claim's name;
+        so the inode is looked at again afterwards, and gets an id of its own if it is another.
+        """
+        while True:
+            try:
+                before = os.lstat(self._active(claim))
+            except FileNotFoundError:
+                self.drop(claim)
+                return None
+            fresh = f"{before.st_ctime_ns}-{nonce()[:6]}"
+            if claim.retry_of:
+                fresh += f"{RETRY}{claim.retry_of}"
+            accepted = replace(
+                claim, id=fresh, g=max(1, claim.g), inst=self.heart.inst, nonce=nonce()
+            )
+            if not self._move(self._active(claim), self.paths.active, accepted):
+                self.drop(claim)
+                return None
+            self.drop(claim)
+            claim = accepted
+            if os.lstat(self._active(claim)).st_ino == before.st_ino:
+                return claim
+
+    def take_again(self, room: str, old: Claim) -> Claim | None:
+        """Claim an answered request once more, as a new request of the same bytes and owner."""
+        claim = Claim(old.file, f"{nonce()}{RETRY}{old.request_id}", 0, 0, self.heart.inst, nonce())
+        source = self.paths.spool / room / str(old)
+        return self.accept(claim) if self._move(source, self.paths.active, claim) else None
+
+    def resume(self, waiting: Waiting) -> Claim | None:
+        """Claim a waiting request; None if somebody else was faster."""
+        claim = waiting.claimed(self.heart.inst, nonce())
+        source = self.paths.waiting / str(waiting)
+        return claim if self._move(source, self.paths.active, claim) else None
+
+    def take_over(self, claim: Claim) -> Claim | None:
+        """Claim what a dead instance (or a lost reply of ours) left in active/."""
+        if claim.g == 0:
+            return self.accept(claim)
+        mine = claim.next(self.heart.inst, nonce())
+        return mine if self._move(self._active(claim), self.paths.active, mine) else None
+
+    def read(self, claim: Claim) -> Dropped:
+        """Read an accepted claim; raise RequestError for what can't be a request file."""
+        path = self._active(claim)
+        there = os.lstat(path)
+        if not stat.S_ISREG(there.st_mode):
+            hint = "drop a regular file; this one was put aside in failed/, unread"
+            raise RequestError([Problem("not a regular file")], hint)
+        try:
+            fd = os.open(
+                path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+            )
+        except PermissionError:
+            raise UnreadableRequest([Problem("the file can't be read: chmod a+r")]) from None
+        with os.fdopen(fd, "rb") as f:
+            opened = os.fstat(f.fileno())
+            self._check_inode(claim, opened.st_ino)
+            if opened.st_nlink > 1 and not opened.st_mode & 0o004 and claim.g == 1:
+                hint = "copy it, don't link it: the file has a second name, and is not public"
+                raise RequestError([Problem("a hard link to a file that is not public")], hint)
+            try:
+                return Dropped(f.read(MAX_BYTES + 1), opened.st_uid)
+            except PermissionError:
+                raise UnreadableRequest([Problem("the file can't be read: chmod a+r")]) from None
+
+    def submitter(self, claim: Claim) -> int:
+        """Return the uid that dropped a claimed request: the file's owner."""
+        return os.lstat(self._active(claim)).st_uid
+
+    def _check_inode(self, claim: Claim, inode: int) -> None:
+        """On NFS a cached name can open the file that was there before: ask a fresh listing."""
+        if not self.nfs:
+            return
+        os.utime(self.paths.active)
+        with os.scandir(self.paths.active) as entries:
+            inodes = {entry.name: entry.inode() for entry in entries}
+        if inodes.get(str(claim)) != inode:
+            raise StaleOpen(str(claim))
+
+    # -- moving on -----------------------------------------------------------------------------
+
+    def start(self, claim: Claim) -> Claim:
+        """Count a start, just before the archive is opened."""
+        started = claim.next(self.heart.inst, nonce(), starts=1)
+        if not self._move(self._active(claim), self.paths.active, started):
+            raise TakenOver(f"{claim} is no longer ours")
+        self.drop(claim)
+        return started
+
+    def put_back(self, claim: Claim, priority: int, due: float, starts: int) -> Waiting | None:
+        """Move a claim to waiting/, due at a time of the file server's clock, with `a` = starts."""
+        uid = self.submitter(claim)
+        waiting = Waiting(
+            priority, max(0, int(due)), uid, claim.file, claim.id, claim.g, starts, nonce()
+        )
+        moved = durable.move(self._active(claim), self.paths.waiting / str(waiting))
+        self.drop(claim)
+        return waiting if moved else None
+
+    def answer(self, claim: Claim, answer: Result) -> None:
+        """Write the result privately, commit the claim, publish the result: in this order.
+
+        The commit is the one rename that decides; TakenOver: somebody else will answer.
+        """
+        tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
+        durable.write_new(tmp, result.to_yaml(answer, claim))
+        private = self.paths.private / str(claim)
+        durable.move(tmp, private)
+        durable.sync_dir(self.paths.private)
+        self.heart.confirm()
+        room = self._room(answer.state)
+        committed = durable.move(self._active(claim), room / str(claim))
+        self.drop(claim)
+        if not committed:
+            durable.discard(private)
+            raise TakenOver(f"{claim} is no longer ours")
+        durable.sync_dir(room)
+        self.publish(claim)
+
+    def publish(self, claim: Claim) -> None:
+        """Make a committed claim's answer visible; whoever does it, it happens once."""
+        private = self.paths.private / str(claim)
+        try:
+            os.rename(private, self.paths.results / claim.result_file)
+        except OSError:
+            if private.name in durable.listing(self.paths.private):
+                raise
+        durable.sync_dir(self.paths.results)
+        self._published_at = time.monotonic()
+
+    def touch_results(self) -> None:
+        """Tell readers who listed results/ within the same tick of the server's clock (NFSv3)."""
+        if self._published_at and time.monotonic() - self._published_at > 0.02:
+            self._published_at = 0.0
+            os.utime(self.paths.results)
+
+    def finish(self) -> int:
+        """Publish the answers of committed claims whose owner died in between; return how many."""
+        pending = {str(c): c for c in map(Claim.parse, durable.listing(self.paths.private)) if c}
+        if pending:
+            for name in durable.listing(self.paths.active):
+                pending.pop(name, None)
+        if not pending:
+            return 0
+        finished = 0
+        for room in ROOMS:
+            for name in set(durable.listing(self.paths.spool / room)) & set(pending):
+                self._finish_one(pending.pop(name), self.paths.spool / room)
+                finished += 1
+        return finished
+
+    def _finish_one(self, claim: Claim, room: Path) -> None:
+        private = self.paths.private / str(claim)
+        try:
+            data = durable.read_file(private)
+        except FileNotFoundError:
+            return
+        if not result.fits(data, claim):
+            # The answer was torn (a crash without a sync): the commit stands, so say so.
+            tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
+            durable.write_new(tmp, result.to_yaml(self._lost_answer(claim, room), claim))
+            os.rename(tmp, private)
+        self.publish(claim)
+
+    def _lost_answer(self, claim: Claim, room: Path) -> Result:
+        error = Internal(f"the answer of {claim.inst} was lost; the request ended in {room.name}/")
+        return Result(
+            state=State.FAILED,
+            request=claim.file,
+            request_id=claim.request_id,
+            error=result.error_part(error),
+            attempts=claim.a,
+            host=self.heart.identity.host,
+            received=result.stamp(claim.arrived_ns / 1e9),
+            finished=result.stamp(self.heart.server_now()),
+        )
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def waiting(self) -> list[Waiting]:
+        """Return all waiting requests, from a fresh listing."""
+        return [w for w in map(Waiting.parse, durable.listing(self.paths.waiting)) if w]
+
+    def active(self) -> list[Claim]:
+        """Return all claims, from a fresh listing."""
+        return [c for c in map(Claim.parse, durable.listing(self.paths.active)) if c]
+
+    def orphans(self, claims: list[Claim]) -> list[Claim]:
+        """Return the claims nobody works on: ours that no worker holds, and those of the dead."""
+        with self._lock:
+            held = set(self._held)
+        mine = self.heart.inst
+        return [
+            claim
+            for claim in claims
+            if (str(claim) not in held if claim.inst == mine else self.heart.dead(claim.inst))
+        ]
+
+    def drop(self, claim: Claim) -> None:
+        """Stop holding a claim, whatever became of it: what is still ours is adopted later."""
+        with self._lock:
+            self._held.discard(str(claim))
+
+    def _move(self, source: Path, room: Path, claim: Claim) -> bool:
+        # Held before it exists, so that no scan takes it for an orphan.
+        with self._lock:
+            self._held.add(str(claim))
+        moved = False
+        try:
+            moved = durable.move(source, room / str(claim))
+        finally:
+            if not moved:
+                self.drop(claim)
+        return moved
+
+    def _active(self, claim: Claim) -> Path:
+        return self.paths.active / str(claim)
+
+    def _room(self, state: State) -> Path:
+        if state is State.CANCELLED:
+            return self.paths.cancelled
+        return self.paths.done if state.value.endswith("staged") else self.paths.failed

@@ -1,0 +1,101 @@
+"""Wake-ups: events of the drop box where the kernel tells them, and always a jittered timer.
+
+An event only means "look now", and that a file was moved in, linked in or closed. NFS never tells
+what other machines did, so there the timer is all there is.
+"""
+
+import os
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from watchdog.events import (
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileMovedEvent,
+    FileOpenedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify import InotifyFullEmitter
+from watchdog.observers.inotify_c import InotifyConstants, Mask
+
+from stager import durable
+
+LOCAL_RESCAN_SECONDS = 15.0
+NETWORK_RESCAN_SECONDS = 3.0
+_KINDS: dict[type[FileSystemEvent], str] = {
+    FileMovedEvent: "moved",
+    FileCreatedEvent: "created",
+    FileOpenedEvent: "opened",
+    FileClosedEvent: "closed",
+}
+
+
+class _Emitter(InotifyFullEmitter):
+    """Tells names that come in, and nothing of those that leave.
+
+    watchdog holds every event back for half a second behind an unpaired IN_MOVED_FROM, and each
+    claim of ours is one.
+    """
+
+    def get_event_mask_from_filter(self) -> Mask:
+        c = InotifyConstants
+        return Mask(c.IN_MOVED_TO | c.IN_CREATE | c.IN_OPEN | c.IN_CLOSE_WRITE | c.IN_DELETE_SELF)
+
+
+class Watch(FileSystemEventHandler):
+    """Wakes the daemon's loop; `wake` may be set by anybody."""
+
+    def __init__(
+        self, directory: Path, mode: str, rescan: float | None, note: Callable[[str, str], bool]
+    ) -> None:
+        self.directory, self._note = directory, note
+        network = durable.is_network(directory)
+        self.kind = durable.filesystem_kind(directory)
+        self.mode = mode if mode != "auto" else "poll" if network else "inotify"
+        self.rescan = rescan or (NETWORK_RESCAN_SECONDS if network else LOCAL_RESCAN_SECONDS)
+        self.wake = threading.Event()
+        self._observer: BaseObserver | None = None
+        self._identity: tuple[int, int] | None = None
+
+    def arm(self) -> None:
+        """Watch the directory that has the name now; again where it was replaced or lost."""
+        if self.mode != "inotify":
+            return
+        info = os.stat(self.directory)
+        identity = (info.st_dev, info.st_ino)
+        alive = self._observer and all(e.is_alive() for e in self._observer.emitters)
+        if alive and identity == self._identity:
+            return
+        self.disarm()
+        observer = BaseObserver(_Emitter)
+        observer.schedule(self, str(self.directory))
+        observer.start()
+        self._observer, self._identity = observer, identity
+
+    def disarm(self) -> None:
+        """Stop watching."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join(5)
+            self._observer = None
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Pass a hint on; runs in the observer's thread."""
+        kind = _KINDS.get(type(event))
+        path = event.dest_path if kind == "moved" else event.src_path
+        if kind and path and self._note(kind, os.path.basename(os.fsdecode(path))):
+            self.wake.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a hint, at most `seconds`; True: something woke us."""
+        woken = self.wake.wait(max(0.0, seconds))
+        self.wake.clear()
+        return woken
+
+    def jittered_rescan(self) -> float:
+        """Return the seconds until the next scan, so that machines do not scan in step."""
+        return self.rescan * random.uniform(0.8, 1.2)

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""The daemon: options, wiring, signals and the loop; nothing about files or clouds.
+
+    watcherd [--config FILE] [--once] [--check-config] [--version]
+
+Exit codes: 0 good; 1 with --once, if a request it answered failed or was rejected; 2 the
+configuration or the directories are not right.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # ./watcherd.py from a checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import platform
+import signal
+import threading
+from importlib import metadata
+from types import FrameType
+
+import click
+import structlog
+
+from stager import __version__, log, service, site
+from stager.config import Config, find_config, load_config
+from stager.errors import SetupError
+from stager.server import Server
+
+logger = structlog.get_logger()
+
+
+class Signals:
+    """What the process was told; handlers only set flags, the loop does the work."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.reload = threading.Event()
+        self.wake = threading.Event()
+
+    def install(self) -> None:
+        """Take SIGTERM and SIGINT as stop, SIGHUP as reload."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop.set()
+        self.wake.set()
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        self.reload.set()
+        self.wake.set()
+
+
+def serve(path: Path, config: Config, *, once: bool) -> int:
+    """Run until told to stop (or, once, until nothing is left to do); return the exit code."""
+    signals = Signals()
+    signals.install()
+    while True:
+        server = Server(config, signals.wake)
+        server.start()
+        service.notify("READY=1", f"STATUS={server.summary()}")
+        while not signals.stop.is_set() and not server.buried and not (once and server.idle()):
+            if signals.reload.is_set():
+                signals.reload.clear()
+                config = reload(path, config, server)
+            server.turn()
+            service.notify("WATCHDOG=1", f"STATUS={server.summary()}")
+            server.wait()
+        if not server.buried:
+            break
+        logger.warning("the other machines took this instance for dead: it begins anew")
+        server.stop()
+    service.notify("STOPPING=1")
+    server.stop()
+    return 1 if once and server.tally.bad else 0
+
+
+def reload(path: Path, config: Config, server: Server) -> Config:
+    """Read the configuration again; a bad one changes nothing."""
+    service.reloading()
+    try:
+        new = load_config(path)
+        if new.paths.marks != config.paths.marks:
+            raise SetupError("spool, static and results can't change while the daemon runs")
+        site.check(new)
+    except SetupError as e:
+        logger.error(f"the configuration stays as it was: {e}")
+        service.notify("READY=1", "STATUS=the new configuration is not good; the old one stays")
+        return config
+    log.set_up(new.log.format, new.log.level)
+    server.reconfigure(new)
+    logger.info("the configuration was read again")
+    service.notify("READY=1")
+    return new
+
+
+def version() -> str:
+    """Return what a bug report needs."""
+    names = ("watchdog", "google-cloud-storage")
+    parts = [f"{name} {metadata.version(name)}" for name in names]
+    return ", ".join([f"watcherd {__version__}", f"Python {platform.python_version()}", *parts])
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "option", metavar="FILE", help="The configuration file.")
+@click.option("--once", is_flag=True, help="End when nothing is left to do.")
+@click.option("--check-config", is_flag=True, help="Say what is wrong with it, and end.")
+@click.version_option(version=__version__, message=version())
+def main(option: str | None, once: bool, check_config: bool) -> None:
+    """Stage build images that are asked for in a spool directory."""
+    path = find_config(option)
+    try:
+        config = load_config(path)
+        if check_config:
+            click.echo(f"{path}: good")
+            return
+        log.set_up(config.log.format, config.log.level)
+        site.check(config)
+        site.check_links(config.paths)
+        code = serve(path, config, once=once)
+    except SetupError as e:
+        click.echo(str(e), err=True)
+        sys.exit(2)
+    sys.stderr.flush()
+    os._exit(code) if threading.active_count() > 1 else sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
