@@ -7,7 +7,6 @@ Exit codes: 0 good; 1 with --once, if a request it answered failed or was reject
 configuration or the directories are not right.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -124,8 +123,7 @@ def main(option: str | None, once: bool, check_config: bool) -> None:
     except SetupError as e:
         click.echo(str(e), err=True)
         sys.exit(2)
-    sys.stderr.flush()
-    os._exit(code) if threading.active_count() > 1 else sys.exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ extra fields longer than the directory's, deflate at level 6, nothing gained mea
 The archives are deterministic: the same call writes the same bytes.
 """
 
-from __future__ import annotations
-
 import functools
 import random
 import struct

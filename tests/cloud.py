@@ -6,8 +6,6 @@ answers (errors are JSON for metadata, plain text for media); no uploads, listin
 As a program it serves DIR/<bucket>/<object>: python tests/cloud.py --root DIR --port 0
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import fcntl
@@ -179,7 +177,7 @@ class Cloud(ThreadingHTTPServer):
         self.shutdown()
         self._over.set()
         with self._lock:
-            for connection in ():
+            for connection in self._connections:
                 with suppress(OSError):  # the client went first
                     connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
@@ -240,6 +238,7 @@ class Cloud(ThreadingHTTPServer):
         kind: Literal["media", "metadata", "token", "any"] = "media",
         status: int = 503,
         times: int | None = 1,
+        *,
         retry_after: int | None = None,
         name: str | None = None,
         body: bytes | str | None = None,
@@ -402,7 +401,7 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):  # the client is gone, which is its right
             super().handle()
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         """Keep quiet: Cloud.log is the log."""
 
     def do_GET(self) -> None:
@@ -412,7 +411,8 @@ class _Handler(BaseHTTPRequestHandler):
         if found := _BUCKET.fullmatch(parts.path):
             # The client asks this from a thread of its own, for its traces, whenever it likes:
             # in the log, or meeting a fault, it would make tests depend on chance.
-            return self._send(200, {"name": found[1], "location": "US", "projectNumber": "1"})
+            self._send(200, {"name": found[1], "location": "US", "projectNumber": "1"})
+            return
         bucket, name = (unquote(route[1]), unquote(route[2])) if route else ("", "")
         answer = self.server.decide(kind, bucket, name, query, self.headers)
         if answer.hit.status >= 300 or answer.object is None:
@@ -425,11 +425,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path != "/token":
-            return self._send(404, {"error": {"code": 404, "message": "Not Found"}})
+            self._send(404, {"error": {"code": 404, "message": "Not Found"}})
+            return
         answer, token = self.server.give_token()
         if answer.fault:
-            return self._send_error(answer)
-        self._send(200, {"access_token": token, "expires_in": 3600, "token_type": "Bearer"})
+            self._send_error(answer)
+        else:
+            self._send(200, {"access_token": token, "expires_in": 3600, "token_type": "Bearer"})
 
     def _send(self, status: int, body: dict[str, Any] | bytes, **headers: str) -> None:
         if isinstance(body, dict):
@@ -469,7 +471,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_span(answer, found, start, middle)
         if fault and fault.sort == "cut":
             self.close_connection = True
-            return self._reset() if fault.rst else None
+            if fault.rst:
+                self._reset()
+            return
         if fault and fault.sort == "stall":
             answer.over.wait(fault.seconds)
         self._send_span(answer, found, middle, end)

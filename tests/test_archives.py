@@ -1,7 +1,5 @@
 """The archives, sound and broken, held against zipfile, unzip and a strict reader of our own."""
 
-from __future__ import annotations
-
 import shutil
 import struct
 import subprocess
@@ -146,7 +144,6 @@ def test_headers_may_lie_beyond_4_gib(path: Path) -> None:
 
 def verdict(path: Path, name: str) -> str:
     """Say what a reader that believes nothing finds wrong with a member first, or `sound`."""
-    data = path.read_bytes()
     try:
         with zipfile.ZipFile(path) as archive:
             infos, start = archive.infolist(), archive.start_dir
@@ -155,26 +152,31 @@ def verdict(path: Path, name: str) -> str:
     named = [info for info in infos if info.filename == name]
     if len(named) != 1:
         return "duplicate name"
-    info = named[0]
+    return entry_verdict(named[0]) or place_verdict(path.read_bytes()[:start], named[0], infos)
+
+
+def entry_verdict(info: zipfile.ZipInfo) -> str | None:
     if info.flag_bits & 0x2041:
         return "encrypted"
     if info.compress_type not in (0, 8):
         return f"method {info.compress_type}"
-    if info.file_size > 1032 * info.compress_size + BLOCK_BYTES:
-        return "bomb"
-    if not 0 <= info.header_offset <= start - 30:
+    return "bomb" if info.file_size > 1032 * info.compress_size + BLOCK_BYTES else None
+
+
+def place_verdict(data: bytes, info: zipfile.ZipInfo, others: list[zipfile.ZipInfo]) -> str:
+    local = data[info.header_offset :][:30]
+    if len(local) < 30:
         return "header outside"
-    signature, lengths = data[info.header_offset :][:4], data[info.header_offset + 26 :][:4]
+    signature, name_length, extra_length = struct.unpack("<4s22x2H", local)
     if signature != b"PK\3\4":
         return "bad signature"
-    long, extra = struct.unpack("<2H", lengths)
-    begin = info.header_offset + 30 + long + extra
-    if data[info.header_offset + 30 :][:long] != name.encode():
+    begin = info.header_offset + 30 + name_length + extra_length
+    if data[info.header_offset + 30 :][:name_length] != info.filename.encode():
         return "other name"
     end = begin + info.compress_size
-    if end > start:
+    if end > len(data):
         return "data past the directory"
-    if any(info.header_offset < other.header_offset < end for other in infos):
+    if any(info.header_offset < other.header_offset < end for other in others):
         return "overlap"
     return content_verdict(data[begin:end], info)
 

@@ -1,7 +1,5 @@
 """The Cloud Storage double, held against the real client."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -19,7 +17,7 @@ import pytest
 import requests
 import urllib3
 from cloud import Cloud, Hit
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials, Credentials
@@ -56,7 +54,7 @@ def cloud() -> Iterator[Cloud]:
 
 @pytest.fixture
 def blob(cloud: Cloud) -> Iterator[Blob]:
-    yield from connected(cloud, AnonymousCredentials())
+    yield from connected(cloud, anonymous())
 
 
 @pytest.fixture
@@ -67,18 +65,28 @@ def session() -> Iterator[requests.Session]:
 
 @pytest.fixture(scope="session")
 def private_key() -> str:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    ).decode()
+    pem = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()
+    )
+    return pem.decode()
 
 
 def connected(cloud: Cloud, credentials: Credentials) -> Iterator[Blob]:
     options = {"api_endpoint": cloud.url}
     with Client(project="p", credentials=credentials, client_options=options) as client:
         yield client.bucket(BUCKET).blob(NAME)
+
+
+def anonymous() -> Credentials:
+    return AnonymousCredentials()  # type: ignore[no-untyped-call]
+
+
+def account(cloud: Cloud, private_key: str) -> Credentials:
+    info = {"client_email": "a@b.invalid", "token_uri": f"{cloud.url}/token"}
+    info["private_key"] = private_key
+    make: Callable[[dict[str, str]], Credentials]
+    make = service_account.Credentials.from_service_account_info
+    return make(info)
 
 
 def media(
@@ -205,7 +213,7 @@ def test_the_client_s_own_look_at_the_bucket_is_answered_and_not_logged(
     monkeypatch.delenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA")
     cloud.fail("metadata", 403, name="")
     before = set(threading.enumerate())
-    for blob in connected(cloud, AnonymousCredentials()):
+    for blob in connected(cloud, anonymous()):
         blob.reload()
         for thread in set(threading.enumerate()) - before:
             if thread.daemon:  # the client's; the server's own are not
@@ -301,7 +309,7 @@ def test_a_stall_outlasts_a_read_timeout_and_ends_when_faults_are_cleared(
     [
         pytest.param(lambda cloud: cloud.stall(0, seconds=3600), id="stalled"),
         pytest.param(lambda cloud: cloud.slow(100), id="slow"),
-        pytest.param(lambda cloud: None, id="unread"),
+        pytest.param(lambda _: None, id="unread"),
     ],
 )
 def test_closing_the_server_ends_every_answer_at_once(hold: Callable[[Cloud], None]) -> None:
@@ -392,12 +400,6 @@ def test_nothing_is_given_without_a_required_token(
     for read in (blob.reload, blob.download_as_bytes):
         with pytest.raises(InvalidOperation):  # the client's reading of 401, not Unauthorized
             read()
-
-
-def account(cloud: Cloud, private_key: str) -> Credentials:
-    info = {"client_email": "a@b.invalid", "token_uri": f"{cloud.url}/token"}
-    info["private_key"] = private_key
-    return service_account.Credentials.from_service_account_info(info)
 
 
 def test_the_program_serves_a_directory_until_it_is_told_to_end(

@@ -1,0 +1,47 @@
+"""Fixtures for all tests."""
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloud import Cloud
+from lab import Lab
+
+
+@pytest.fixture
+def public_dir() -> Iterator[Path]:
+    """Return a temporary directory that every user can reach (pytest's own are private)."""
+    path = Path(tempfile.mkdtemp(prefix="watcherd-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def lab(public_dir: Path) -> Iterator[Lab]:
+    """Return an initialised set of directories; daemons that a test leaves running are killed."""
+    made = Lab(public_dir)
+    yield made.init()
+    made.end()
+
+
+@pytest.fixture
+def cloud_lab(public_dir: Path) -> Iterator[tuple[Lab, Cloud]]:
+    """Return a lab whose archives come from a Cloud Storage server on loopback."""
+    with Cloud() as cloud:
+        made = Lab(public_dir, {"archive": {"source": "gcs"}}, {"STORAGE_EMULATOR_HOST": cloud.url})
+        yield made.init(), cloud
+        made.end()
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Fail a test that leaves a thread running."""
+    before = set(threading.enumerate())
+    yield
+    left = [t for t in threading.enumerate() if t not in before and not t.daemon]
+    assert not left, f"threads left running: {left}"
