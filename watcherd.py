@@ -44,11 +44,11 @@ class Signals:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.stop.set()
         self.wake.set()
 
-    def _reload(self, number: int, frame: FrameType | None) -> None:
+    def _reload(self, _number: int, _frame: FrameType | None) -> None:
         self.reload.set()
         self.wake.set()
 

@@ -146,7 +146,7 @@ class DirectorySource:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def look(self, build: Build, pause: Pause) -> Archive:
+    def look(self, build: Build, pause: Pause) -> Archive:  # noqa: ARG002 (a disk needs no pause)
         """Open the file; its generation is its modification time in nanoseconds."""
         path = self.directory / build.bucket / build.object_name
         try:

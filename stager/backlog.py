@@ -6,7 +6,7 @@ fault of the machine or the service is a `Hold` on everything, with one probe at
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from stager.errors import ArchiveMissing, StagerError
@@ -50,7 +50,6 @@ class Lull:
     until: float
     seconds: float = FIRST_LOOK_SECONDS
     error: StagerError | None = None
-    busy: bool = False
 
 
 @dataclass(slots=True)
@@ -88,19 +87,15 @@ class Backlog:
         now = self._clock()
         self.lulls = {k: v for k, v in self.lulls.items() if k in keys or v.until > now}
 
-    def order(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Sort as they should be served, and count them as served in that order."""
-        left, ordered = list(entries), []
-        served = dict(self._served)
-        turn = self._turn
-        left.sort(key=lambda e: e.waiting.arrived_ns)
+    def in_order(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Yield the next to serve, one by one, as `served` tells whose turn it was."""
+        left = sorted(entries, key=lambda e: e.waiting.arrived_ns)
         while left:
-            entry = min(left, key=lambda e: (e.waiting.priority, served.get(e.waiting.uid, 0)))
-            left.remove(entry)
-            ordered.append(entry)
-            turn += 1
-            served[entry.waiting.uid] = turn
-        return ordered
+            next_one = min(
+                left, key=lambda e: (e.waiting.priority, self._served.get(e.waiting.uid, 0))
+            )
+            left.remove(next_one)
+            yield next_one
 
     def served(self, uid: int) -> None:
         """Remember whose turn it was."""
@@ -121,9 +116,9 @@ class Backlog:
             return FIRST_LOOK_SECONDS
         return min(lull.seconds * 1.5, LONGEST_LOOK_SECONDS)
 
-    def set_lull(self, key: str, error: StagerError, seconds: float, *, busy: bool = False) -> None:
+    def set_lull(self, key: str, error: StagerError, seconds: float) -> None:
         """Make a build's requests wait."""
-        self.lulls[key] = Lull(error.message, self._clock() + seconds, seconds, error, busy)
+        self.lulls[key] = Lull(error.message, self._clock() + seconds, seconds, error)
 
     def judge(self, key: str, verdict: dict[str, StagerError]) -> None:
         """Tell the requests that waited for this build what was learnt about its images."""
@@ -148,6 +143,11 @@ class Backlog:
         """Whether a job may start: always, or as the one probe while there is a hold."""
         hold = self.hold
         return hold is None or (not hold.probing and self._clock() >= hold.next_probe)
+
+    def put_off_probe(self) -> None:
+        """Try again later: the last probe said nothing about the fault."""
+        if self.hold:
+            self.hold.probing, self.hold.next_probe = False, self._clock() + self.hold.seconds
 
     def next_wake(self, server_now: float) -> float:
         """Return the seconds until something here may be due."""

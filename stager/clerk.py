@@ -7,6 +7,7 @@ it waits. The others are taken first, so that they are done once. Owner rules: o
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -20,6 +21,7 @@ from stager.spool import ROOMS, NotClaimable, Spool
 
 log = structlog.get_logger()
 
+Entry = TypeVar("Entry", Claim, Waiting)
 CANCELLED, TOO_LATE = "cancelled", "already "
 NOT_FOUND, NOT_YOURS = "not found", "not yours"
 
@@ -51,7 +53,12 @@ class Clerk:
     def _cancel(self, item: Received) -> Answer | None:
         """Cancel what matches and came before the order; None: not all of it has ended yet."""
         outcome = self._outcomes.setdefault(item.file, {})
-        by, pending = f"uid {item.uid}", False
+        self._cancel_dropped(item, outcome)
+        pending = self._cancel_waiting(item, outcome)
+        pending = self._cancel_active(item, outcome) or pending
+        return None if pending else Answer({**self._ended(item, outcome), **outcome})
+
+    def _cancel_dropped(self, item: Received, outcome: dict[str, str]) -> None:
         for name in self._dropped(item):
             if not self._may(item, self.paths.requests / name):
                 outcome.setdefault(request_name(name), NOT_YOURS)
@@ -59,28 +66,33 @@ class Clerk:
             try:
                 claim = self.spool.take(name)
             except NotClaimable:
-                claim = None
-            if claim and self.dispatcher.cancel_claim(claim, by):
+                continue
+            if claim and self.dispatcher.intake.end_claim(claim, _cancelled(item)):
                 outcome[_called(item.order, claim)] = CANCELLED
+
+    def _cancel_waiting(self, item: Received, outcome: dict[str, str]) -> bool:
+        pending = False
         for waiting in self._matching(item, self.spool.waiting()):
-            assert isinstance(waiting, Waiting)
             if not self._may(item, self.paths.waiting / str(waiting)):
                 outcome.setdefault(_called(item.order, waiting), NOT_YOURS)
-            elif self.dispatcher.end(waiting, Cancelled(f"cancelled by {by}")):
+            elif self.dispatcher.intake.end(waiting, _cancelled(item)):
                 outcome[_called(item.order, waiting)] = CANCELLED
             else:
                 pending = True
+        return pending
+
+    def _cancel_active(self, item: Received, outcome: dict[str, str]) -> bool:
+        """Tell the workers of ours that are at it; other instances tell theirs."""
+        pending = False
         mine = {str(case.claim): case for case in self.dispatcher.cases()}
-        for active in self._matching(item, self.spool.active()):
-            if not self._may(item, self.paths.active / str(active)):
-                outcome.setdefault(_called(item.order, active), NOT_YOURS)
+        for claim in self._matching(item, self.spool.active()):
+            if not self._may(item, self.paths.active / str(claim)):
+                outcome.setdefault(_called(item.order, claim), NOT_YOURS)
                 continue
             pending = True
-            if case := mine.get(str(active)):
-                self.dispatcher.cancel(case, by)
-        if pending:
-            return None
-        return Answer({**self._ended(item, outcome), **outcome})
+            if case := mine.get(str(claim)):
+                case.progress.cancelled_by = f"uid {item.uid}"
+        return pending
 
     def _dropped(self, item: Received) -> Iterator[str]:
         """Yield the names in the drop box that an order means."""
@@ -97,9 +109,7 @@ class Clerk:
             if before:
                 yield name
 
-    def _matching(
-        self, item: Received, entries: list[Claim] | list[Waiting]
-    ) -> Iterator[Claim | Waiting]:
+    def _matching(self, item: Received, entries: list[Entry]) -> Iterator[Entry]:
         for entry in entries:
             state = "waiting" if isinstance(entry, Waiting) else "active"
             if item.order.code or item.order.state not in {"", state}:
@@ -196,6 +206,10 @@ class Clerk:
             and result.error
             and result.error.code == order.code
         )
+
+
+def _cancelled(item: Received) -> Cancelled:
+    return Cancelled(f"cancelled by uid {item.uid}")
 
 
 def _called(order: Order, entry: Claim | Waiting) -> str:

@@ -11,6 +11,7 @@ import re
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from stager.errors import SetupError
 from stager.layout import Claim, Paths, Waiting, can_name_result, request_name
 from stager.orders import Answer, read_answer
 from stager.result import Result, State, parse_result
+from stager.site import Layout
 
 EXIT = {
     State.STAGED: 0,
@@ -32,6 +34,7 @@ EXIT = {
     State.CANCELLED: 6,
 }
 USAGE, FAILED, REJECTED, TIMED_OUT, NOT_FOUND, CANCELLED, INTERRUPTED = 2, 1, 3, 4, 5, 6, 130
+MISSES = 5
 WORST_FIRST = (2, 5, 4, 1, 3, 6, 0)
 
 
@@ -142,15 +145,22 @@ def wait(
     names: list[str],
     timeout: float | None,
     shown: Callable[[str, Pending | None], None],
+    warn: Callable[[str], None],
     data: bytes | None = None,
 ) -> list[Outcome]:
     """Wait for the answers to `names`; `data`: only an answer to these very bytes counts."""
     end = time.monotonic() + timeout if timeout is not None else float("inf")
     outcomes: dict[str, Outcome] = {}
-    pulse, interval = Pulse(paths), 0.02
+    misses: Counter[str] = Counter()
+    pulse, interval = Pulse(paths, warn), 0.02
     while True:
         for name in names:
-            if name not in outcomes and (outcome := _look(paths, name, shown, data)):
+            outcome = None if name in outcomes else _look(paths, name, shown, data)
+            if outcome is None:
+                continue
+            # One look may miss what is just being moved; and our own answer may be on its way.
+            misses[name] += outcome.code == NOT_FOUND
+            if outcome.code != NOT_FOUND or data is None or misses[name] >= MISSES:
                 outcomes[name] = outcome
         if len(outcomes) == len(names):
             break
@@ -174,23 +184,19 @@ def _look(
         mine = data is None or result.request_sha256 == hashlib.sha256(data).hexdigest()
         if mine:
             return Outcome(name, EXIT[result.state], result)
-    if found or data is not None:
-        return None
-    return Outcome(name, NOT_FOUND)
+    return None if found else Outcome(name, NOT_FOUND)
 
 
 class Pulse:
     """Whether any instance's heartbeat moves, as a waiting client sees it; warns once."""
 
-    def __init__(self, paths: Paths) -> None:
-        from stager.site import Layout  # noqa: PLC0415 (only those who wait need it)
-
+    def __init__(self, paths: Paths, warn: Callable[[str], None]) -> None:
         self.paths = paths
         self.lease = Layout.read(paths.marks[0]).lease
         self.counts: frozenset[str] = frozenset()
         self.since, self.next_look = time.monotonic(), 0.0
         self.warned = False
-        self.warn: Callable[[str], None] = lambda message: None
+        self.warn: Callable[[str], None] = warn
 
     def look(self) -> None:
         """Take a look, at most one a second."""

@@ -9,7 +9,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ Signature = tuple[int, int, int, int]
 @dataclass(slots=True)
 class _File:
     signature: Signature
+    uid: int
     since: float
     newline: bool | None = None
     """Whether it ends in one; asked when it matters, as the asking is an event too."""
@@ -51,12 +53,15 @@ class DropBox:
         self._touch = durable.is_nfs(directory)
         self._files: dict[str, _File] = {}
         self._skipped: dict[str, _Skipped] = {}
+        self._said: set[str] = set()
         self._moved: set[str] = set()
         self._created: dict[str, float] = {}
         self._closed: set[str] = set()
         self._lock = threading.Lock()
         self.seen: list[str] = []
         """The request names of the last scan."""
+        self.more = False
+        """Whether the last scan left settled files for the next one."""
         self.others = 0
         """Entries that are not taken by their names."""
 
@@ -69,6 +74,7 @@ class DropBox:
                 self._created[name] = self._clock()
             elif kind == "opened":
                 self._created.pop(name, None)
+                self._closed.discard(name)
             elif kind == "closed":
                 self._closed.add(name)
         return kind != "opened" and is_request_name(name)
@@ -80,17 +86,30 @@ class DropBox:
         names = [name for name in listed if is_request_name(name)]
         self.others, self.seen = len(listed) - len(names), names
         self._forget(set(names), now)
-        ready: list[tuple[int, str]] = []
-        looked = 0
+        self.more = False
+        ready: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        for name in self._window(names) if limit else ():
+            file = self._look(name, now)
+            if file and now - file.since >= self._patience(name, file):
+                ready[file.uid].append((file.signature[2], name))
+        # Round-robin over submitters, so that one who drops thousands does not keep others out.
+        turns = [
+            (turn, at, n) for own in ready.values() for turn, (at, n) in enumerate(sorted(own))
+        ]
+        self.more = len(turns) > limit > 0
+        return [name for _, _, name in sorted(turns)[:limit]]
+
+    def _window(self, names: list[str]) -> Iterator[str]:
+        """Yield the names to look at in this scan: hinted ones first, no more than WINDOW."""
+        left = WINDOW
         for name in sorted(names, key=lambda n: n not in self._moved):
-            if looked == WINDOW or len(ready) == limit:
-                break
             if name in self._skipped and not self._changed_since(name):
                 continue
-            looked += 1
-            if (signature := self._look(name, now)) and self._is_settled(name, signature, now):
-                ready.append((signature[2], name))
-        return [name for _, name in sorted(ready)]
+            left -= 1
+            if left < 0:
+                self.more = True
+                return
+            yield name
 
     def claimed(self, name: str) -> None:
         """Forget a name: its file is out of the drop box."""
@@ -103,9 +122,10 @@ class DropBox:
     def skip(self, name: str, reason: str) -> bool:
         """Leave alone what can't be claimed, until it changes; True: not said before."""
         file = self._files.pop(name, None)
-        fresh = name not in self._skipped
         signature = file.signature if file else (0, 0, 0, 0)
         self._skipped[name] = _Skipped(signature, reason, self._clock())
+        fresh = name not in self._said
+        self._said.add(name)
         return fresh
 
     def unclaimable(self) -> dict[str, str]:
@@ -119,9 +139,11 @@ class DropBox:
 
     def next_due(self) -> float:
         """Return the seconds until a file may be settled; infinite where none is settling."""
+        if self.more:
+            return 0.0
         now = self._clock()
         dues = [f.since + self._patience(n, f) - now for n, f in self._files.items()]
-        return max(0.0, min(dues, default=float("inf")))
+        return min((due for due in dues if due > 0), default=float("inf"))
 
     def _forget(self, there: set[str], now: float) -> None:
         self._files = {n: file for n, file in self._files.items() if n in there}
@@ -129,34 +151,35 @@ class DropBox:
         for name, skipped in list(self._skipped.items()):
             if now - skipped.since > RETRY_SECONDS:
                 del self._skipped[name]
+        self._said &= there
         with self._lock:
             self._moved &= there
             self._closed &= there
             self._created = {n: t for n, t in self._created.items() if n in there or now - t < 1.0}
 
     def _changed_since(self, name: str) -> bool:
-        if _signature(self.directory / name) == self._skipped[name].signature:
+        try:
+            same = _signature(os.lstat(self.directory / name)) == self._skipped[name].signature
+        except OSError:
+            return False
+        if same:
             return False
         del self._skipped[name]
         return True
 
-    def _look(self, name: str, now: float) -> Signature | None:
-        path = self.directory / name
-        signature = _signature(path)
-        if signature is None:
+    def _look(self, name: str, now: float) -> _File | None:
+        try:
+            info = os.lstat(self.directory / name)
+        except OSError:
             self._files.pop(name, None)
             return None
-        file = self._files.get(name)
+        signature, file = _signature(info), self._files.get(name)
         if file is None:
-            self._files[name] = _File(signature, now)
+            file = self._files[name] = _File(signature, info.st_uid, now)
         elif file.signature != signature:
             file.signature, file.since, file.changes = signature, now, file.changes + 1
             file.newline = None
-        return signature
-
-    def _is_settled(self, name: str, signature: Signature, now: float) -> bool:
-        file = self._files[name]
-        return now - file.since >= self._patience(name, file)
+        return file
 
     def _patience(self, name: str, file: _File) -> float:
         with self._lock:
@@ -172,11 +195,7 @@ class DropBox:
         return self.settle if closed or file.newline else max(self.settle, NO_NEWLINE_SECONDS)
 
 
-def _signature(path: Path) -> Signature | None:
-    try:
-        info = os.lstat(path)
-    except OSError:
-        return None
+def _signature(info: os.stat_result) -> Signature:
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 

@@ -12,14 +12,31 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stager.errors import NoSpace, StorageError
 
 NETWORK_FILESYSTEMS = frozenset(
-    "9p afs beegfs ceph cifs coda fuse.glusterfs fuse.sshfs gfs2 glusterfs lustre ncpfs nfs nfs4 "
-    "ocfs2 smb3 smbfs".split()
+    [
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "coda",
+        "fuse.glusterfs",
+        "fuse.sshfs",
+        "gfs2",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+        "smbfs",
+    ]
 )
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -75,10 +92,8 @@ def write_new(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) 
 
 def discard(path: Path) -> None:
     """Unlink a file of our own if it is still there; never raises."""
-    try:
+    with suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass
 
 
 def move(source: Path, target: Path) -> bool:

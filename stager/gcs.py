@@ -4,6 +4,7 @@ The client's own media loop reads 8 KiB at a time and costs seven times the CPU,
 whole object for a range; so the ranges are read over its authorised session, each answer checked.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
@@ -94,6 +95,8 @@ class GcsSource:
 
     def _connect(self) -> tuple[storage.Client, AuthorizedSession]:
         if self._client is None or self._session is None:
+            # Else the client asks for each bucket's metadata, in a thread, for tracing.
+            os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
             credentials = self._load_credentials()
             session: Any = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
             pool = HTTPAdapter(pool_connections=4, pool_maxsize=256)
@@ -117,6 +120,8 @@ class GcsSource:
 
     def _refused(self, error: Exception) -> NoReturn:
         """Forget the client, so that corrected credentials are read, and say what happened."""
+        if self._credentials == "anonymous":
+            raise ArchiveDenied("Cloud Storage says 401: not for everybody, or not there") from None
         self._client = self._session = None
         if isinstance(error, auth.TransportError) or getattr(error, "retryable", False):
             raise ArchiveUnavailable(f"the token service does not answer: {type(error).__name__}")

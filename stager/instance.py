@@ -9,13 +9,13 @@ rest on that (the fences of lock.py and spool.py do): a wrong verdict costs work
 import json
 import os
 import re
-import socket
 import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from stager import durable
+from stager.identity import Identity, host_slug
 from stager.layout import Paths
 
 _ENTRY = re.compile(r"(?P<inst>[A-Za-z0-9-]+)\.(?P<count>\d+)")
@@ -24,62 +24,6 @@ GONE_SAMPLES = 3
 
 class Buried(Exception):
     """Our heartbeat file was taken: the others called us dead. Begin as a new instance."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What tells whether a process of this machine still runs."""
-
-    host: str
-    machine: str
-    boot: str
-    pid_namespace: str
-    pid: int
-    started: int
-
-    @classmethod
-    def mine(cls) -> "Identity":
-        return cls(
-            socket.gethostname(),
-            _text("/etc/machine-id"),
-            os.environ.get("WATCHERD_BOOT_ID") or _text("/proc/sys/kernel/random/boot_id"),
-            _namespace(),
-            os.getpid(),
-            _start_time(os.getpid()),
-        )
-
-    def same_kernel(self, other: "Identity") -> bool:
-        return bool(self.boot) and (self.boot, self.pid_namespace) == (
-            other.boot,
-            other.pid_namespace,
-        )
-
-    def process_gone(self) -> bool:
-        """Whether this process has ended; only for one of the same kernel and namespace."""
-        return _start_time(self.pid) != self.started
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _start_time(pid: int) -> int:
-    """Return when a process started (clock ticks since boot); 0: there is none, or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in {b"Z", b"X"} else int(fields[19])
 
 
 @dataclass(slots=True)
@@ -110,12 +54,12 @@ class _Server:
 
 
 class Heart:
-    """This instance's heartbeat, and its view of the others."""
+    """The heartbeat of an instance, and its view of the others."""
 
     def __init__(self, paths: Paths, heartbeat: float, lease: float) -> None:
         self.paths, self.heartbeat, self.lease = paths, heartbeat, lease
         self.identity = Identity.mine()
-        self.inst = f"{_host_slug(self.identity.host)}-{durable.nonce()[:6]}"
+        self.inst = f"{host_slug(self.identity.host)}-{durable.nonce()[:6]}"
         self.count = 0
         self._lock = threading.Lock()
         self._seen: dict[str, _Seen] = {}
@@ -283,7 +227,3 @@ class Heart:
         os.utime(self._path(self.count))
         server = os.stat(self._path(self.count)).st_ctime_ns
         self._server = _Server(server - (before + time.monotonic_ns()) // 2, known=True)
-
-
-def _host_slug(host: str) -> str:
-    return re.sub(r"[^A-Za-z0-9-]+", "-", host.split(".")[0])[:16].strip("-") or "host"

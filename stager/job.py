@@ -13,16 +13,14 @@ what was done. What another machine might still do late with an old claim or tok
 names and directories it would need are gone.
 """
 
-import hashlib
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import structlog
 
 from stager import durable
-from stager.archive import Archive, GenerationGone, Source
-from stager.config import Config
+from stager.answer import make_result
+from stager.archive import GenerationGone
+from stager.case import Case, Tools
 from stager.errors import (
     Internal,
     StagerError,
@@ -32,56 +30,15 @@ from stager.errors import (
     Then,
     TooManyAttempts,
 )
-from stager.instance import Buried, Heart
-from stager.layout import Claim
-from stager.lock import Locks, Work
-from stager.marker import Marker, Sidecar
-from stager.progress import Progress
+from stager.instance import Buried
+from stager.lock import Work
 from stager.request import PRIORITIES, Request
-from stager.result import ArchivePart, ImagePart, Result, State, error_part, stamp
-from stager.spool import Dropped, Spool
-from stager.stage import Room, Staging
+from stager.stage import Staging
 
 log = structlog.get_logger()
 
 FIRST_DEFERRAL_SECONDS = 5.0
 LONGEST_DEFERRAL_SECONDS = 900.0
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What every job of this instance works with."""
-
-    config: Config
-    heart: Heart
-    spool: Spool
-    locks: Locks
-    marker: Marker
-    source: Source
-    room: Room
-
-
-@dataclass(slots=True)
-class Case:
-    """One claimed request on its way: what is known, and what came of it."""
-
-    claim: Claim
-    dropped: Dropped
-    request: Request | None = None
-    progress: Progress = field(default_factory=Progress)
-    look_seconds: float = 0.0
-    """How long to wait before the archive is looked for again."""
-    verdict: Mapping[str, StagerError] = field(default_factory=dict)
-    """What an earlier request of the same build learnt about its images, while this one waited."""
-    started_at: float = 0.0
-    starts_before: int = 0
-    staged: dict[str, Sidecar] = field(default_factory=dict)
-    failures: dict[str, StagerError] = field(default_factory=dict)
-    kept: set[str] = field(default_factory=set)
-    archive: Archive | None = None
-    error: StagerError | None = None
-    due: float | None = None
-    """When it waits: the time it is due, by the file server's clock."""
 
 
 def run(tools: Tools, case: Case) -> None:
@@ -105,7 +62,7 @@ def run(tools: Tools, case: Case) -> None:
 
 
 def _stage(tools: Tools, case: Case) -> None:
-    """The main path: what is staged, the token, what is missing, the archive, the images."""
+    """Walk the main path: what is staged, token, what is missing, archive, images."""
     request = case.request
     assert request is not None
     if is_staged(tools, case) or _is_judged(case):
@@ -253,7 +210,7 @@ def _wait(tools: Tools, case: Case, error: StagerError) -> None:
     elif error.then is Then.LOOK_AGAIN:
         case.due += case.look_seconds
     priority = case.request.priority if case.request else PRIORITIES["normal"]
-    if tools.spool.put_back(case.claim, priority, case.due, starts) is None:
+    if tools.spool.put_back(case.claim, priority, case.due, case.dropped.uid, starts) is None:
         case.error = TakenOver(f"{case.claim} is no longer ours")
 
 
@@ -265,92 +222,16 @@ def deferral_seconds(starts: int) -> float:
 
 def answer(tools: Tools, case: Case) -> None:
     """Commit the claim with its answer, and say so in the log."""
-    result = _result(tools, case)
+    result = make_result(tools, case)
     case.progress.phase = "answering"
     tools.spool.answer(case.claim, result)
+    case.is_answered = True
     seconds = round(max(0.0, tools.heart.server_now() - case.claim.arrived_ns / 1e9), 3)
     facts = {"request_id": result.request_id, "request": result.request, "seconds": seconds}
     if result.error:
         log.warning(f"{result.state}: {result.error.message}", code=result.error.code, **facts)
     else:
         log.info(f"{result.state}", build=result.build, bytes=result.bytes_fetched, **facts)
-
-
-def _result(tools: Tools, case: Case) -> Result:
-    """Make the answer from all that is known of a case."""
-    claim, request, now = case.claim, case.request, tools.heart.server_now()
-    images = _images(tools, case) if request else None
-    failed = [case.failures[i] for i in request.images if i in case.failures] if request else []
-    error = case.error or (failed[0] if failed else None)
-    return Result(
-        state=_state(case, error),
-        request=claim.file,
-        request_id=claim.request_id,
-        retry_of=claim.retry_of,
-        request_sha256=hashlib.sha256(case.dropped.data).hexdigest() if case.dropped.data else None,
-        submitter=case.dropped.uid,
-        note=request.note if request else None,
-        build=request.build.url if request else None,
-        target=request.build.target if request else None,
-        images=images,
-        error=error_part(error) if error else None,
-        archive=_archive(case.archive),
-        bytes_fetched=case.archive.fetched if case.archive else 0,
-        attempts=claim.a,
-        host=tools.heart.identity.host,
-        received=stamp(claim.arrived_ns / 1e9),
-        started=stamp(case.started_at) if case.started_at else None,
-        finished=stamp(now),
-    )
-
-
-def _archive(archive: Archive | None) -> ArchivePart | None:
-    if archive is None:
-        return None
-    return ArchivePart(object=archive.url, generation=archive.generation, size=archive.size)
-
-
-def _state(case: Case, error: StagerError | None) -> State:
-    if error is not None:
-        rejected = error.then is Then.REJECT
-        cancelled = error.then is Then.CANCEL
-        return State.REJECTED if rejected else State.CANCELLED if cancelled else State.FAILED
-    fresh = any(_is_ours(case, image) for image in case.staged)
-    return State.STAGED if fresh else State.ALREADY_STAGED
-
-
-def _is_ours(case: Case, image: str) -> bool:
-    """Whether this request, in this attempt or an earlier one, made the image what it is."""
-    ours = case.staged[image].request_id == case.claim.request_id
-    return ours and image not in case.kept
-
-
-def _images(tools: Tools, case: Case) -> dict[str, ImagePart]:
-    assert case.request is not None
-    build = case.request.build
-    case.staged = case.staged or tools.marker.staged(build, case.request.images)
-    return {image: _image(tools, case, image) for image in case.request.images}
-
-
-def _image(tools: Tools, case: Case, image: str) -> ImagePart:
-    assert case.request is not None
-    error, sidecar = case.failures.get(image), case.staged.get(image)
-    if error is not None or sidecar is None:
-        error = error or case.error or Internal("neither staged nor failed")
-        state = State.CANCELLED if error.then is Then.CANCEL else State.FAILED
-        return ImagePart(state=state, error=error_part(error))
-    path = f"{case.request.build.target}/{tools.config.images[image]}"
-    url = tools.config.static_url.rstrip("/")
-    return ImagePart(
-        state=State.STAGED if _is_ours(case, image) else State.ALREADY_STAGED,
-        path=path,
-        url=f"{url}/{path}" if url else None,
-        size=sidecar.size,
-        allocated=sidecar.allocated,
-        crc32=sidecar.crc32,
-        sha256=sidecar.sha256,
-        generation=sidecar.generation,
-    )
 
 
 def _quoted(names: list[str] | tuple[str, ...]) -> str:

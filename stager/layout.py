@@ -19,9 +19,11 @@ RETRY = "--"
 _PART = re.compile(r"(?!\.)[A-Za-z0-9._+~-]{1,128}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _ID = r"(?P<id>[a-z0-9-]+)\.g(?P<g>\d+)\.a(?P<a>\d+)"
-_CLAIM = re.compile(rf"(?P<file>.*)~{_ID}\.(?P<inst>[A-Za-z0-9-]+)\.(?P<nonce>[a-z2-7]+)", re.S)
+_CLAIM = re.compile(
+    rf"(?P<file>.*)~{_ID}\.(?P<inst>[A-Za-z0-9-]+)\.(?P<nonce>[a-z2-7]+)", re.DOTALL
+)
 _WAITING = re.compile(
-    rf"p(?P<p>\d)\.(?P<due>\d+)\.u(?P<uid>\d+)\.(?P<file>.*)~{_ID}\.(?P<nonce>[a-z2-7]+)", re.S
+    rf"p(?P<p>\d)\.(?P<due>\d+)\.u(?P<uid>\d+)\.(?P<file>.*)~{_ID}\.(?P<nonce>[a-z2-7]+)", re.DOTALL
 )
 
 
@@ -195,7 +197,7 @@ class Waiting:
 
 def arrival_ns(request_id: str) -> int:
     """When a request was dropped: nanoseconds of the file server's clock, from its id."""
-    head = request_id.split("-")[0]
+    head = request_id.split("-", maxsplit=1)[0]
     return int(head) if head.isdigit() else 0
 
 

@@ -27,7 +27,7 @@ class Strict(BaseModel):
 
 
 def duration(value: Any) -> Any:
-    """Seconds, from a number, or a number with s, m, h or d."""
+    """Return seconds, from a number, or a number with s, m, h or d."""
     if isinstance(value, str):
         m = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", value.strip())
         if not m:
@@ -41,7 +41,7 @@ def duration(value: Any) -> Any:
 
 
 def boolean(value: Any) -> Any:
-    """True or False, from true, false, yes, no, on, off."""
+    """Return True or False, from true, false, yes, no, on, off."""
     if isinstance(value, str):
         word = value.strip().lower()
         if word in _TRUE | _FALSE:
@@ -66,14 +66,14 @@ def whole(low: int, high: int) -> Any:
 
 
 def text(value: Any) -> Any:
-    """A text; nothing else."""
+    """Return a text; nothing else is one."""
     if not isinstance(value, str):
         raise ValueError("a text is wanted here")
     return value
 
 
 def texts(value: Any) -> Any:
-    """A list of texts, from a list or from one text with commas."""
+    """Return a list of texts, from a list or from one text with commas."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     if value is None:
@@ -84,7 +84,7 @@ def texts(value: Any) -> Any:
 
 
 def size(value: Any) -> Any:
-    """Bytes, from a number or a number with K, M, G or T (powers of 1024)."""
+    """Return bytes, from a number or a number with K, M, G or T (powers of 1024)."""
     if isinstance(value, str):
         m = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", value.strip())
         if not m:

@@ -133,7 +133,7 @@ def _rename_synonyms(document: Document) -> None:
 
 def _drop_private(document: Document) -> None:
     """Ignore the keys that start with `x-`, and optional keys left empty."""
-    for key in list(document.data):
-        if key.startswith("x-") or (document.data[key] is None and key not in {"build", "images"}):
-            if key.startswith("x-") or key in Request.model_fields:
-                del document.data[key]
+    data, optional = document.data, set(Request.model_fields) - {"build", "images"}
+    for key in list(data):
+        if key.startswith("x-") or (data[key] is None and key in optional):
+            del data[key]

@@ -12,13 +12,15 @@ import structlog
 
 from stager import durable, orders, site
 from stager.archive import DirectorySource, Source
+from stager.case import Tools
 from stager.clerk import Clerk
 from stager.config import Config
-from stager.dispatch import Dispatcher, Tally
+from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
 from stager.errors import MachineFault, SetupError
+from stager.finish import finish
 from stager.instance import Buried, Heart
-from stager.job import Tools
+from stager.intake import Intake, Tally
 from stager.lock import Locks
 from stager.marker import Marker
 from stager.spool import Spool
@@ -43,7 +45,8 @@ class Server:
         self.watch = Watch(self.paths.requests, config.watch, config.rescan, self.dropbox.note)
         self.watch.wake = wake
         self.locks, self.room = Locks(self.paths, self.heart), Room(self.paths.static, config)
-        self.dispatcher = Dispatcher(self._tools(), self.dropbox, wake.set)
+        tools = self._tools()
+        self.dispatcher = Dispatcher(tools, Intake(tools, self.dropbox), wake.set)
         self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
         self.sweeper = Sweeper(self.paths, self.heart)
         self.buried = False
@@ -57,7 +60,7 @@ class Server:
     @property
     def tally(self) -> Tally:
         """What this instance answered."""
-        return self.dispatcher.tally
+        return self.dispatcher.intake.tally
 
     def start(self) -> None:
         """Appear among the instances and begin to look."""
@@ -129,7 +132,7 @@ class Server:
             self.dropbox.settled(0)
             if any(n not in self.dropbox.unclaimable() for n in self._new_names()):
                 return False
-            self.spool.finish()
+            finish(self.spool)
         for claim in others:
             log.warning("left to its owner", request_id=claim.request_id, owner=claim.inst)
         for name in self.dropbox.settling()[1]:
@@ -212,7 +215,7 @@ class Server:
                 log.info("paused" if paused else "resumed")
             self.paused = paused
             self.dispatcher.adopt()
-            self.spool.finish()
+            finish(self.spool)
             busy = {claim.inst for claim in self.spool.active()}
             for inst in self.heart.bury(busy):
                 log.info("an instance is gone", instance=inst)

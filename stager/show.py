@@ -58,6 +58,13 @@ class Bars:
         if self._progress:
             self._progress.stop()
 
+    def warn(self, message: str) -> None:
+        """Say something above the bars."""
+        if self._progress:
+            self._progress.console.print(message)
+        else:
+            click.echo(message, err=True)
+
     def __call__(self, name: str, found: Pending | None) -> None:
         """Show how one request is."""
         if self._progress is None:
@@ -144,7 +151,7 @@ def _print_snapshot(snapshot: status.Snapshot) -> None:
                f"{len(snapshot.answered)} answered")  # fmt: skip
     _print_entries(snapshot.active[:20], snapshot.waiting[:20])
     for name, reason in snapshot.unclaimable.items():
-        click.echo(f"can't be claimed: {ascii(name)}: {reason}")
+        click.echo(f"can't be claimed: {name!a}: {reason}")
     if snapshot.other_files:
         click.echo(f"{snapshot.other_files} other files in the drop box")
 

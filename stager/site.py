@@ -66,12 +66,12 @@ def init(config: Config, group: int | None = None) -> Layout:
         VERSION, secrets.token_hex(8), config.lease, config.heartbeat, os.geteuid()
     )
     open_mode = OPEN_MODE if group is None else GROUP_MODE
-    rooms = {path: 0o755 for path in (paths.spool, paths.static, paths.results)}
+    rooms = dict.fromkeys((paths.spool, paths.static, paths.results), 493)
     rooms |= {paths.requests: open_mode, paths.control: open_mode}
     for name in ("active", "waiting", "done", "failed", "cancelled", "instances"):
         rooms[paths.spool / name] = 0o755
     rooms |= {paths.private: 0o700, paths.tmp: 0o700, paths.images: 0o755, paths.stager: 0o755}
-    rooms |= {p: 0o755 for p in (paths.locks, paths.work, paths.sidecars, paths.static_tmp)}
+    rooms |= dict.fromkeys((paths.locks, paths.work, paths.sidecars, paths.static_tmp), 493)
     try:
         for path, mode in rooms.items():
             path.mkdir(parents=path in {paths.spool, paths.static, paths.results}, exist_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stager import durable, result
 from stager.durable import nonce
-from stager.errors import Internal, Problem, RequestError, TakenOver, UnreadableRequest
+from stager.errors import Problem, RequestError, TakenOver, UnreadableRequest
 from stager.instance import Heart
 from stager.layout import RETRY, Claim, Paths, Waiting, can_name_result, request_name
 from stager.request import MAX_BYTES
@@ -72,25 +72,25 @@ class Spool:
         Until then a late duplicate of the take can still put another file under the claim's name;
         so the inode is looked at again afterwards, and gets an id of its own if it is another.
         """
-        while True:
-            try:
+        try:
+            while True:
                 before = os.lstat(self._active(claim))
-            except FileNotFoundError:
+                fresh = f"{before.st_ctime_ns}-{nonce()[:6]}"
+                if claim.retry_of:
+                    fresh += f"{RETRY}{claim.retry_of}"
+                accepted = replace(
+                    claim, id=fresh, g=max(1, claim.g), inst=self.heart.inst, nonce=nonce()
+                )
+                moved = self._move(self._active(claim), self.paths.active, accepted)
                 self.drop(claim)
-                return None
-            fresh = f"{before.st_ctime_ns}-{nonce()[:6]}"
-            if claim.retry_of:
-                fresh += f"{RETRY}{claim.retry_of}"
-            accepted = replace(
-                claim, id=fresh, g=max(1, claim.g), inst=self.heart.inst, nonce=nonce()
-            )
-            if not self._move(self._active(claim), self.paths.active, accepted):
-                self.drop(claim)
-                return None
+                if not moved:
+                    return None
+                claim = accepted
+                if os.lstat(self._active(claim)).st_ino == before.st_ino:
+                    return claim
+        except FileNotFoundError:
             self.drop(claim)
-            claim = accepted
-            if os.lstat(self._active(claim)).st_ino == before.st_ino:
-                return claim
+            return None
 
     def take_again(self, room: str, old: Claim) -> Claim | None:
         """Claim an answered request once more, as a new request of the same bytes and owner."""
@@ -159,9 +159,13 @@ class Spool:
         self.drop(claim)
         return started
 
-    def put_back(self, claim: Claim, priority: int, due: float, starts: int) -> Waiting | None:
-        """Move a claim to waiting/, due at a time of the file server's clock, with `a` = starts."""
-        uid = self.submitter(claim)
+    def put_back(
+        self, claim: Claim, priority: int, due: float, uid: int, starts: int
+    ) -> Waiting | None:
+        """Move a claim to waiting/, due at a time of the file server's clock, with `a` = starts.
+
+        None: it was taken over meanwhile.
+        """
         waiting = Waiting(
             priority, max(0, int(due)), uid, claim.file, claim.id, claim.g, starts, nonce()
         )
@@ -205,47 +209,6 @@ class Spool:
         if self._published_at and time.monotonic() - self._published_at > 0.02:
             self._published_at = 0.0
             os.utime(self.paths.results)
-
-    def finish(self) -> int:
-        """Publish the answers of committed claims whose owner died in between; return how many."""
-        pending = {str(c): c for c in map(Claim.parse, durable.listing(self.paths.private)) if c}
-        if pending:
-            for name in durable.listing(self.paths.active):
-                pending.pop(name, None)
-        if not pending:
-            return 0
-        finished = 0
-        for room in ROOMS:
-            for name in set(durable.listing(self.paths.spool / room)) & set(pending):
-                self._finish_one(pending.pop(name), self.paths.spool / room)
-                finished += 1
-        return finished
-
-    def _finish_one(self, claim: Claim, room: Path) -> None:
-        private = self.paths.private / str(claim)
-        try:
-            data = durable.read_file(private)
-        except FileNotFoundError:
-            return
-        if not result.fits(data, claim):
-            # The answer was torn (a crash without a sync): the commit stands, so say so.
-            tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
-            durable.write_new(tmp, result.to_yaml(self._lost_answer(claim, room), claim))
-            os.rename(tmp, private)
-        self.publish(claim)
-
-    def _lost_answer(self, claim: Claim, room: Path) -> Result:
-        error = Internal(f"the answer of {claim.inst} was lost; the request ended in {room.name}/")
-        return Result(
-            state=State.FAILED,
-            request=claim.file,
-            request_id=claim.request_id,
-            error=result.error_part(error),
-            attempts=claim.a,
-            host=self.heart.identity.host,
-            received=result.stamp(claim.arrived_ns / 1e9),
-            finished=result.stamp(self.heart.server_now()),
-        )
 
     # -- looking -------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stager import durable
-from stager.instance import Identity
+from stager.identity import Identity
 from stager.layout import Claim, Paths, Waiting, is_request_name
 
 MOST = 1000

@@ -12,13 +12,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-
 from archives import make_archive, make_image
+from cloud import Cloud
+
+from stager.config import load_config
+from stager.instance import Heart
+from stager.layout import Claim
+from stager.lock import Locks
+from stager.spool import Spool
 
 ROOT = Path(__file__).resolve().parent.parent
 BUCKET = "chromeos-image-archive"
@@ -73,6 +79,20 @@ class Daemon:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(DEADLINE)
+
+
+@dataclass
+class Peer:
+    """An instance without a daemon: its steps are the test's."""
+
+    heart: Heart
+    spool: Spool
+    locks: Locks
+
+    @property
+    def inst(self) -> str:
+        """Its name."""
+        return self.heart.inst
 
 
 @dataclass
@@ -147,6 +167,24 @@ class Lab:
     def archive_path(self, build: str = BUILD) -> Path:
         """Return where a build's image.zip is in the archive directory."""
         return self.root / "archive" / build.removeprefix("gs://") / "image.zip"
+
+    def upload(self, cloud: Cloud, build: str = BUILD, **options: Any) -> dict[str, bytes]:
+        """Put an image.zip for a build into a Cloud Storage double; return its images."""
+        contents = self.archive(build, **options)
+        bucket, _, path = build.removeprefix("gs://").partition("/")
+        cloud.put(bucket, f"{path}/image.zip", self.archive_path(build))
+        return contents
+
+    def peer(self, *, machine: str = "", boot: str = "", dead: bool = False) -> Peer:
+        """Register an instance of this machine or another one; a dead one's process is gone."""
+        config = load_config(self.config, {})
+        heart = Heart(config.paths, config.heartbeat, config.lease)
+        mine = heart.identity
+        boot = boot or (f"boot-of-{machine}" if machine else mine.boot)
+        started = 1 if dead else mine.started
+        heart.identity = replace(mine, machine=machine or mine.machine, boot=boot, started=started)
+        heart.register()
+        return Peer(heart, Spool(config.paths, heart), Locks(config.paths, heart))
 
     # -- programs ------------------------------------------------------------------------------
 
@@ -232,6 +270,17 @@ class Lab:
             raise AssertionError(f"{e}\n{logs}\n{self.listing()}") from None
         data: dict[str, Any] = yaml.load(path.read_bytes(), yaml.BaseLoader)
         return data
+
+    def ended(self, name: str) -> list[Claim]:
+        """Return the committed requests that were dropped as NAME.yaml: one for each answer."""
+        rooms = ("done", "failed", "cancelled")
+        claims = [Claim.parse(entry) for room in rooms for entry in self.spool(room)]
+        return [claim for claim in claims if claim and claim.file == f"{name}.yaml"]
+
+    def instances(self) -> list[str]:
+        """Return the names of the instances that have a heartbeat file."""
+        beats = [name.rpartition(".") for name in self.spool("instances")]
+        return sorted(inst for inst, _, count in beats if count.isdigit())
 
     def listing(self) -> str:
         """Say what stands in the spool, for failures."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -84,9 +85,9 @@ def anonymous() -> Credentials:
 def account(cloud: Cloud, private_key: str) -> Credentials:
     info = {"client_email": "a@b.invalid", "token_uri": f"{cloud.url}/token"}
     info["private_key"] = private_key
-    make: Callable[[dict[str, str]], Credentials]
-    make = service_account.Credentials.from_service_account_info
-    return make(info)
+    make: Any = service_account.Credentials.from_service_account_info  # untyped
+    credentials: Credentials = make(info)
+    return credentials
 
 
 def media(

@@ -1,0 +1,53 @@
+"""The finisher: publishes the answers of committed claims whose owner died before it could."""
+
+import os
+from pathlib import Path
+
+from stager import durable, result
+from stager.durable import nonce
+from stager.errors import Internal
+from stager.layout import Claim
+from stager.result import Result, State
+from stager.spool import ROOMS, Spool
+
+
+def finish(spool: Spool) -> int:
+    """Publish what is committed and still private; return how many answers that were."""
+    pending = {str(c): c for c in map(Claim.parse, durable.listing(spool.paths.private)) if c}
+    if pending:
+        for name in durable.listing(spool.paths.active):
+            pending.pop(name, None)
+    finished = 0
+    for room in ROOMS if pending else ():
+        for name in set(durable.listing(spool.paths.spool / room)) & set(pending):
+            _finish_one(spool, pending.pop(name), spool.paths.spool / room)
+            finished += 1
+    return finished
+
+
+def _finish_one(spool: Spool, claim: Claim, room: Path) -> None:
+    private = spool.paths.private / str(claim)
+    try:
+        data = durable.read_file(private)
+    except FileNotFoundError:
+        return
+    if not result.fits(data, claim):
+        # The answer was torn (a crash without a sync): the commit stands, so say so.
+        tmp = spool.paths.tmp / f"{spool.heart.inst}.{nonce()}"
+        durable.write_new(tmp, result.to_yaml(_lost_answer(spool, claim, room), claim))
+        os.rename(tmp, private)
+    spool.publish(claim)
+
+
+def _lost_answer(spool: Spool, claim: Claim, room: Path) -> Result:
+    error = Internal(f"the answer of {claim.inst} was lost; the request ended in {room.name}/")
+    return Result(
+        state=State.FAILED,
+        request=claim.file,
+        request_id=claim.request_id,
+        error=result.error_part(error),
+        attempts=claim.a,
+        host=spool.heart.identity.host,
+        received=result.stamp(claim.arrived_ns / 1e9),
+        finished=result.stamp(spool.heart.server_now()),
+    )

@@ -1,0 +1,172 @@
+"""From the drop box to a readable case: claim, read, answer at once what needs no worker.
+
+Bad files and requests for images that are staged already are answered here, in the daemon's loop,
+even while every worker is busy.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from stager import durable, job
+from stager.case import Case, Tools
+from stager.dropbox import DropBox
+from stager.errors import Internal, MachineFault, RequestError, StagerError, Then
+from stager.layout import Claim, Waiting
+from stager.request import MAX_BYTES, PRIORITIES, Request, parse_request
+from stager.spool import STALE_OPEN_SECONDS, Dropped, NotClaimable, StaleOpen
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many requests this instance answered, well or not."""
+
+    good: int = 0
+    bad: int = 0
+
+    def count(self, case: Case) -> None:
+        """Count an answered case."""
+        error = case.error or next(iter(case.failures.values()), None)
+        if error is None:
+            self.good += 1
+        elif error.then is not Then.CANCEL:
+            self.bad += 1
+
+
+@dataclass(slots=True)
+class Intake:
+    """Takes requests in; what it returns as a case is claimed by us and can be started."""
+
+    tools: Tools
+    dropbox: DropBox
+    tally: Tally = field(default_factory=Tally)
+
+    def dropped(self, limit: int) -> Iterator[Case]:
+        """Claim up to `limit` settled files; yield those that need a worker."""
+        for name in self.dropbox.settled(limit):
+            try:
+                claim = self.tools.spool.take(name)
+            except NotClaimable as e:
+                if self.dropbox.skip(name, str(e)):
+                    log.warning("can't claim an entry of the drop box", entry=name, reason=str(e))
+                continue
+            self.dropbox.claimed(name)
+            if claim and (case := self.admit(claim)):
+                yield case
+
+    def orphans(self) -> Iterator[Case]:
+        """Take up the claims of the dead, and ours that no worker holds."""
+        spool = self.tools.spool
+        for orphan in spool.orphans(spool.active()):
+            claim = spool.take_over(orphan)
+            if claim is None:
+                continue
+            if orphan.inst != self.tools.heart.inst:
+                log.info("took over", request_id=claim.request_id, owner=orphan.inst)
+            if case := self.admit(claim):
+                yield case
+
+    def admit(self, claim: Claim) -> Case | None:
+        """Read a claim of ours; None: it is answered, or gone."""
+        try:
+            case = self.read(claim)
+            if case is None:
+                return None
+            case.started_at = self.tools.heart.server_now()
+            if case.error is not None:
+                self.settle(case, case.error)
+                return None
+            return None if self._answered_at_once(case) else case
+        except BaseException:
+            self.tools.spool.drop(claim)
+            raise
+
+    def read(self, claim: Claim) -> Case | None:
+        """Read a claimed request; `error` is set where it can't be acted on, None: it is gone."""
+        spool, uid = self.tools.spool, 0
+        try:
+            uid = spool.submitter(claim)
+            dropped = spool.read(claim)
+        except FileNotFoundError:
+            spool.drop(claim)
+            return None
+        except StaleOpen:
+            due = self.tools.heart.server_now() + STALE_OPEN_SECONDS
+            spool.put_back(claim, PRIORITIES["normal"], due, uid, claim.a)
+            return None
+        except RequestError as e:
+            return Case(claim, Dropped(b"", uid), error=e)
+        case = Case(claim, dropped)
+        try:
+            case.request = parse_request(dropped.data, self.tools.config.rules)
+        except RequestError as e:
+            case.error = e
+        except Exception:
+            log.exception("a fault of ours", request_id=claim.request_id)
+            case.error = Internal("a fault in watcherd while the request was read")
+        return case
+
+    def peek(self, waiting: Waiting) -> Request | None:
+        """Read a waiting request without claiming it: a hint which build it is for."""
+        try:
+            data = durable.read_file(self.tools.spool.paths.waiting / str(waiting), MAX_BYTES + 1)
+            return parse_request(data, self.tools.config.rules)
+        except Exception:  # noqa: BLE001
+            # Whatever is wrong with it is said when it is claimed and read.
+            return None
+
+    def resume(self, waiting: Waiting) -> Case | None:
+        """Claim a waiting request; None: somebody else has it, or it is answered now."""
+        claim = self.tools.spool.resume(waiting)
+        case = self.read(claim) if claim else None
+        if case is not None and case.error is not None:
+            self.settle(case, case.error)
+            return None
+        return case
+
+    def end(self, waiting: Waiting, error: StagerError) -> bool:
+        """Claim a waiting request and answer it with an error; False: somebody else has it."""
+        claim = self.tools.spool.resume(waiting)
+        return claim is not None and self.end_claim(claim, error)
+
+    def end_claim(self, claim: Claim, error: StagerError) -> bool:
+        """Answer a claim of ours with an error; False: it is gone."""
+        case = self.read(claim)
+        if case is None:
+            return False
+        self.settle(case, case.error or error)
+        return True
+
+    def settle(self, case: Case, error: StagerError) -> None:
+        """Answer a claimed request with an error, here and now."""
+        case.started_at = case.started_at or self.tools.heart.server_now()
+        self._answer(case, lambda: job.settle(self.tools, case, error))
+
+    def _answered_at_once(self, case: Case) -> bool:
+        """Answer where all images are staged, without a worker, the network or a token.
+
+        Where the static tree fails the request just waits: a worker will meet the same fault.
+        """
+        try:
+            with durable.storage():
+                if not job.is_staged(self.tools, case):
+                    return False
+        except MachineFault:
+            return False
+        self._answer(case, lambda: job.answer(self.tools, case))
+        return True
+
+    def _answer(self, case: Case, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except StagerError as e:
+            self.tools.spool.drop(case.claim)
+            if e.then is not Then.DROP:
+                raise
+            return
+        if isinstance(case.error, MachineFault):
+            raise case.error
+        self.tally.count(case)
