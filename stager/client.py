@@ -158,9 +158,9 @@ def wait(
             outcome = None if name in outcomes else _look(paths, name, shown, data)
             if outcome is None:
                 continue
-            # One look may miss what is just being moved; and our own answer may be on its way.
+            # A look may miss what is just being moved, or an answer that is on its way.
             misses[name] += outcome.code == NOT_FOUND
-            if outcome.code != NOT_FOUND or data is None or misses[name] >= MISSES:
+            if outcome.code != NOT_FOUND or misses[name] >= MISSES:
                 outcomes[name] = outcome
         if len(outcomes) == len(names):
             break
