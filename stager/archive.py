@@ -47,8 +47,11 @@ class Source(Protocol):
 class Reader(Protocol):
     """Reads ranges of one object at one generation."""
 
-    def read(self, start: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` up to `end`, in pieces; resume by itself."""
+    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+        """Yield the bytes from `start` up to `end`, in pieces; resume by itself.
+
+        `check` is called before every try and may end it.
+        """
 
 
 class Archive:
@@ -126,7 +129,7 @@ class Archive:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _counted(self, start: int, end: int, check: Check) -> Iterator[bytes]:
-        for piece in self._reader.read(start, end):
+        for piece in self._reader.read(start, end, check):
             check()
             with self._lock:
                 self.fetched += len(piece)
@@ -179,9 +182,10 @@ class _FileReader:
     def _state(info: os.stat_result) -> tuple[int, int]:
         return info.st_mtime_ns, info.st_size
 
-    def read(self, start: int, end: int) -> Iterator[bytes]:
+    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
         """Yield a range of the file."""
         while start < end:
+            check()
             try:
                 piece = os.pread(self._fd, min(READ_BYTES, end - start), start)
                 info = os.fstat(self._fd)

@@ -33,18 +33,23 @@ class Clerk:
         self.spool, self.paths, self.dispatcher = spool, spool.paths, dispatcher
         self._rulers = {0, uid}
         self._outcomes: dict[str, dict[str, str]] = {}
+        self._ignored: set[str] = set()
 
     def obey(self) -> None:
         """Take one look at control/ and do what can be done now."""
-        received, bad = orders.received(self.paths)
+        received, bad = orders.received(self.paths, self._ignored)
         for name in bad:
-            problem = "this is no order; use the stager command"
-            orders.close(self.paths, self.spool.heart.inst, name, Answer(problem=problem))
+            log.warning("not an order; use the stager command", entry=name)
+            try:
+                orders.remove(self.paths, self.spool.heart.inst, name)
+            except PermissionError:
+                self._ignored.add(name)
         for item in received:
             answer = self._cancel(item) if item.order.verb == "cancel" else self._once(item)
             if answer is not None:
                 self._outcomes.pop(item.file, None)
                 orders.close(self.paths, self.spool.heart.inst, item.file, answer)
+                self.spool.note_published(self.paths.control)
                 log.info(f"obeyed: {item.order.verb}", uid=item.uid, outcome=answer.outcome,
                          problem=answer.problem)  # fmt: skip
 
@@ -52,6 +57,8 @@ class Clerk:
 
     def _cancel(self, item: Received) -> Answer | None:
         """Cancel what matches and came before the order; None: not all of it has ended yet."""
+        if item.order.everything and item.uid not in self._rulers:
+            return Answer(problem="only the daemon's user and root may cancel all")
         outcome = self._outcomes.setdefault(item.file, {})
         self._cancel_dropped(item, outcome)
         pending = self._cancel_waiting(item, outcome)
@@ -143,7 +150,7 @@ class Clerk:
         if item.uid in self._rulers:
             return True
         try:
-            return os.lstat(path).st_uid == item.uid and not item.order.everything
+            return os.lstat(path).st_uid == item.uid
         except OSError:
             return False
 

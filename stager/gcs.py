@@ -19,7 +19,7 @@ from google.cloud import storage
 from google.oauth2 import service_account
 from requests.adapters import HTTPAdapter
 
-from stager.archive import READ_BYTES, Archive, GenerationGone, Pause
+from stager.archive import READ_BYTES, Archive, Check, GenerationGone, Pause
 from stager.errors import (
     ArchiveCorrupt,
     ArchiveDenied,
@@ -147,10 +147,11 @@ class _RangeReader:
         self._pause, self._refused = pause, refused
         self._url = f"{url}?alt=media&generation={generation}&ifGenerationMatch={generation}"
 
-    def read(self, start: int, end: int) -> Iterator[bytes]:
+    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
         """Yield a range; tries are counted from the last byte that came."""
         failures = 0
         while start < end:
+            check()
             try:
                 for piece in self._once(start, end):
                     start, failures = start + len(piece), 0

@@ -63,7 +63,8 @@ class Locks:
             raise BuildBusy(owner)
         room = self.paths.locks / build.key
         for lower in sorted(tokens)[:-1]:
-            self._away(room / str(lower))
+            if not lower.inst:
+                self._away(room / str(lower))
         mine = Token(max(tokens).n + 1, self.heart.inst, nonce())
         with self._lock:
             self._held.add(str(mine))
@@ -178,10 +179,16 @@ class Work:
         """Return a new, used-once path in the work directory."""
         return self.dir / nonce()
 
-    def away(self, path: Path) -> bool:
-        """Take a visible name away by renaming it into the work directory: the fence covers it."""
-        trash = self.dir / f"trash.{nonce()}"
-        return durable.move(path, trash)
+    def away(self, path: Path) -> None:
+        """Take a visible name away, by renaming it into the work directory: the fence covers it.
+
+        The name will be used again; so its grave is a directory that is gone before that, and a
+        late duplicate of the rename finds nowhere to put the new file.
+        """
+        trash = self._make(self.dir / f"trash.{nonce()}")
+        durable.move(path, trash / "gone")
+        if not durable.remove_tree(trash):
+            raise BuildBusy("a process that still has a replaced file open")
 
     def close(self) -> None:
         """Remove the work directory."""

@@ -5,8 +5,10 @@ what is decided by the order file's owner, as the filesystem tells it: a request
 daemon's user, or root.
 """
 
+import itertools
 import json
 import os
+import re
 import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +18,8 @@ from stager import durable
 from stager.layout import Claim, Paths, Waiting, request_name
 
 MAX_BYTES = 64 * 1024
+AT_ONCE = 200
+_NAME = re.compile(r"[a-z2-7]{8,32}\.order")
 VERBS = ("cancel", "retry", "pause", "resume")
 
 
@@ -69,11 +73,14 @@ def read_answer(paths: Paths, name: str) -> Answer | None:
     return Answer(**json.loads(durable.read_file(paths.control / file)))
 
 
-def received(paths: Paths) -> tuple[list[Received], list[str]]:
-    """Return the orders in control/, and the names of files there that are none."""
-    good, bad = [], []
-    for name in durable.listing(paths.control, touch=False):
-        if name.startswith(".") or not name.endswith(".order"):
+def received(paths: Paths, without: set[str]) -> tuple[list[Received], list[str]]:
+    """Return the orders in control/ (some, if they are many), and the names of what is none."""
+    good: list[Received] = []
+    bad: list[str] = []
+    names = [n for n in durable.listing(paths.control) if n.endswith(".order") and n[0] != "."]
+    for name in itertools.islice((n for n in names if n not in without), AT_ONCE):
+        if not _NAME.fullmatch(name):
+            bad.append(name)
             continue
         order = _read(paths.control / name)
         if isinstance(order, Received):
@@ -99,7 +106,7 @@ def _read(path: Path) -> Received | str | None:
         fields: dict[str, Any] = json.loads(data)
         fields["names"] = tuple(str(name) for name in fields.get("names", ()))
         order = Order(**fields)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return path.name
     if order.verb not in VERBS or len(data) > MAX_BYTES or len(order.names) > 1000:
         return path.name
@@ -116,7 +123,7 @@ def close(paths: Paths, inst: str, file: str, answer: Answer) -> None:
 
 
 def remove(paths: Paths, inst: str, file: str) -> bool:
-    """Take a file out of control/; False: somebody else did."""
+    """Take a file out of control/; False: somebody else did; PermissionError: it can't be."""
     grave = paths.tmp / f"{inst}.{durable.nonce()}"
     if not durable.move(paths.control / file, grave):
         return False
@@ -136,5 +143,5 @@ def matches(names: tuple[str, ...], entry: Claim | Waiting) -> str:
 
 def paused(paths: Paths, hosts: set[str]) -> bool:
     """Whether everybody, or one of `hosts`, is told not to claim."""
-    listed = set(durable.listing(paths.spool, touch=False))
+    listed = set(durable.listing(paths.spool))
     return "paused" in listed or any(f"paused.{host}" in listed for host in hosts)

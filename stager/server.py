@@ -88,7 +88,7 @@ class Server:
             with durable.storage():
                 self.clerk.obey()
                 self.dispatcher.turn(claim=not self.paused)
-                self.spool.touch_results()
+                self.spool.touch_published()
                 self._publish_status()
         except (MachineFault, SetupError) as e:
             self._say_fault(str(e))

@@ -23,6 +23,7 @@ from stager.request import MAX_BYTES
 from stager.result import Result, State
 
 STALE_OPEN_SECONDS = 60
+TICK_SECONDS = 0.02
 ROOMS = ("done", "failed", "cancelled")
 
 
@@ -50,7 +51,7 @@ class Spool:
         self.nfs = durable.is_nfs(paths.active)
         self._held: set[str] = set()
         self._lock = threading.Lock()
-        self._published_at = 0.0
+        self._published: dict[Path, float] = {}
 
     # -- claiming ------------------------------------------------------------------------------
 
@@ -202,13 +203,21 @@ class Spool:
             if private.name in durable.listing(self.paths.private):
                 raise
         durable.sync_dir(self.paths.results)
-        self._published_at = time.monotonic()
+        self.note_published(self.paths.results)
 
-    def touch_results(self) -> None:
-        """Tell readers who listed results/ within the same tick of the server's clock (NFSv3)."""
-        if self._published_at and time.monotonic() - self._published_at > 0.02:
-            self._published_at = 0.0
-            os.utime(self.paths.results)
+    def note_published(self, directory: Path) -> None:
+        """Remember that others should see a change of a directory they read."""
+        self._published[directory] = time.monotonic()
+
+    def touch_published(self) -> None:
+        """Touch those directories once more, later than a tick of the server's clock.
+
+        Who listed one within the same tick would not be told of the change else (NFSv3).
+        """
+        for directory, since in list(self._published.items()):
+            if time.monotonic() - since > TICK_SECONDS:
+                self._published.pop(directory, None)
+                os.utime(directory)
 
     # -- looking -------------------------------------------------------------------------------
 
