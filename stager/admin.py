@@ -2,11 +2,12 @@
 
 import grp
 import sys
+from typing import Any
 
 import click
 
 from stager import client, doctor, orders, site
-from stager.command import cli, common, dump, load
+from stager.command import Command, cli, common, dump, load
 from stager.config import Config
 from stager.errors import SetupError
 from stager.orders import Order
@@ -30,49 +31,36 @@ def init(group: str | None, option: str | None, as_json: bool) -> None:
     dump(made | {"static": str(paths.static), "results": str(paths.results)}, as_json)
 
 
+def selection(command: Command) -> Command:
+    """Add what chooses requests: NAMEs, or --all with --state and --code."""
+    option = click.option
+    command = option("--code", default="", help="With --all: only those with this code.")(command)
+    command = option("--state", default="", help="With --all: only those in this state.")(command)
+    every = "All requests; cancel: pending, retry: failed ones (daemon's user and root)."
+    command = option("--all", "everything", is_flag=True, help=every)(command)
+    return click.argument("names", nargs=-1, metavar="NAME...")(command)
+
+
 @cli.command()
-@click.argument("names", nargs=-1, metavar="NAME...")
-@click.option("--all", "everything", is_flag=True, help="All requests (daemon's user and root).")
-@click.option("--state", default="", help="With --all: only waiting or active ones.")
-@click.option("--code", default="", help="With --all: only those with this error code.")
+@selection
 @common
-def cancel(
-    names: tuple[str, ...],
-    everything: bool,
-    state: str,
-    code: str,
-    option: str | None,
-    as_json: bool,
-) -> None:
+def cancel(option: str | None, as_json: bool, **chosen: Any) -> None:
     """Cancel requests of one's own."""
-    _selected(names, everything)
-    order = Order("cancel", names, everything, state, code)
-    _order(load(option, ruler=everything), order, as_json)
+    _order_for(Order("cancel", **chosen), option, as_json)
 
 
 @cli.command()
-@click.argument("names", nargs=-1, metavar="NAME...")
-@click.option("--all", "everything", is_flag=True, help="All that failed.")
-@click.option("--state", default="", help="With --all: those in done, failed or cancelled.")
-@click.option("--code", default="", help="With --all: only those with this error code.")
+@selection
 @common
-def retry(
-    names: tuple[str, ...],
-    everything: bool,
-    state: str,
-    code: str,
-    option: str | None,
-    as_json: bool,
-) -> None:
+def retry(option: str | None, as_json: bool, **chosen: Any) -> None:
     """Make new requests of answered ones."""
-    _selected(names, everything)
-    order = Order("retry", names, everything, state, code)
-    _order(load(option, ruler=everything), order, as_json)
+    _order_for(Order("retry", **chosen), option, as_json)
 
 
-def _selected(names: tuple[str, ...], everything: bool) -> None:
-    if bool(names) == everything:
+def _order_for(order: Order, option: str | None, as_json: bool) -> None:
+    if bool(order.names) == order.everything:
         raise click.UsageError("give NAMEs, or --all")
+    _order(load(option, ruler=order.everything), order, as_json)
 
 
 @cli.command()
