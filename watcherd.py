@@ -61,11 +61,13 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
         server = Server(config, signals.wake)
         server.start()
         service.notify("READY=1", f"STATUS={server.summary()}")
-        while not signals.stop.is_set() and not server.buried and not (once and server.idle()):
+        while not signals.stop.is_set() and not server.buried:
             if signals.reload.is_set():
                 signals.reload.clear()
                 config = reload(path, config, server)
             server.turn()
+            if once and server.idle():
+                break
             service.notify("WATCHDOG=1", f"STATUS={server.summary()}")
             server.wait()
         if not server.buried:

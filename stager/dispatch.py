@@ -167,7 +167,7 @@ class Dispatcher:
         lull = self.backlog.lulls.get(entry.key)
         if entry.request is None or lull is None or not isinstance(lull.error, BuildBusy):
             return False
-        owner = self.tools.locks.busy(entry.request.build)
+        owner = self.tools.locks.busy(entry.key)
         if owner:
             self.backlog.set_lull(entry.key, BuildBusy(owner), BUSY_POLL_SECONDS)
         return bool(owner)

@@ -64,6 +64,7 @@ class Heart:
         self._lock = threading.Lock()
         self._seen: dict[str, _Seen] = {}
         self._gone: dict[str, _Gone] = {}
+        self._buried: set[str] = set()
         self._last_beat = 0.0
         self._last_sample = 0.0
         self._server = _Server()
@@ -142,6 +143,8 @@ class Heart:
         if inst == self.inst:
             return False
         with self._lock:
+            if inst in self._buried:
+                return True
             seen = self._seen.get(inst)
             if seen is None:
                 return self._gone.setdefault(inst, _Gone()).samples >= GONE_SAMPLES
@@ -164,6 +167,8 @@ class Heart:
             ]
             for inst, count in dead:
                 self._bury(f"{inst}.{count}")
+                durable.discard(self.paths.instances / f"{inst}.status")
+                self._buried.add(inst)
         return [inst for inst, _ in dead]
 
     def _judge(self, seen: _Seen) -> bool:

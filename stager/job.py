@@ -69,7 +69,7 @@ def _stage(tools: Tools, case: Case) -> None:
         return
     if case.claim.a > tools.config.attempts:
         raise TooManyAttempts(f"the daemon died on this request {case.claim.a} times")
-    with tools.locks.take(request.build) as work:
+    with tools.locks.take(request.build.key) as work:
         try:
             missing = _missing(tools, case)
             if missing:

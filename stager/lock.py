@@ -9,6 +9,8 @@ directory, so a worker that was paused and wakes up later can publish nothing.
 import errno
 import re
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +20,7 @@ from stager import durable
 from stager.durable import nonce
 from stager.errors import BuildBusy, TakenOver
 from stager.instance import Heart
-from stager.layout import Build, Paths
+from stager.layout import Paths
 
 _TOKEN = re.compile(r"(?P<n>\d+)\.(?:free|(?P<inst>[A-Za-z0-9-]+)\.(?P<nonce>[a-z2-7]+))")
 
@@ -48,27 +50,27 @@ class Locks:
         self._held: set[str] = set()
         self._lock = threading.Lock()
 
-    def busy(self, build: Build) -> str:
+    def busy(self, key: str) -> str:
         """Return the host that has the build's token now; empty: it can be taken."""
-        tokens = self.tokens(build.key)
+        tokens = self.tokens(key)
         return self._owner(max(tokens)) if tokens else ""
 
-    def take(self, build: Build) -> "Work":
-        """Take the build's token, fence its owners before, make a work directory.
+    def take(self, key: str) -> "Work":
+        """Take a build's token, fence its owners before, make a work directory.
 
         Raises BuildBusy where another worker has it, TakenOver where we were too slow.
         """
-        tokens = self.tokens(build.key) or self._first(build.key)
+        tokens = self.tokens(key) or self._first(key)
         if owner := self._owner(max(tokens)):
             raise BuildBusy(owner)
-        room = self.paths.locks / build.key
+        room = self.paths.locks / key
         for lower in sorted(tokens)[:-1]:
             if not lower.inst:
                 self._away(room / str(lower))
         mine = Token(max(tokens).n + 1, self.heart.inst, nonce())
         with self._lock:
             self._held.add(str(mine))
-        work = Work(self, build, mine)
+        work = Work(self, key, mine)
         try:
             if not durable.move(room / str(max(tokens)), room / str(mine)):
                 raise BuildBusy("another machine")
@@ -89,6 +91,17 @@ class Locks:
         except FileNotFoundError:
             pass
         return []
+
+    def free_the_dead(self, dead: set[str], keys: Iterable[str]) -> int:
+        """Free the tokens that instances of `dead` still own, fencing them; return how many."""
+        freed = 0
+        for key in keys:
+            token = max(self.tokens(key), default=None)
+            if token is not None and token.inst in dead:
+                with suppress(BuildBusy, TakenOver):
+                    self.take(key).release()
+                    freed += 1
+        return freed
 
     def forget(self, token: Token) -> None:
         """Stop holding a token."""
@@ -136,8 +149,8 @@ class Locks:
 class Work:
     """A token that is ours, with a work directory: the only place publications start from."""
 
-    def __init__(self, locks: Locks, build: Build, token: Token) -> None:
-        self.locks, self.build, self.token = locks, build, token
+    def __init__(self, locks: Locks, key: str, token: Token) -> None:
+        self.locks, self.key, self.token = locks, key, token
         self.paths = locks.paths
         self.dir = Path()
 
@@ -154,7 +167,7 @@ class Work:
 
     def open(self) -> None:
         """Fence the owners before us, then make our directory, then see that we still own it."""
-        prefix = f"{self.build.key}."
+        prefix = f"{self.key}."
         for name in durable.listing(self.paths.work):
             if name.startswith(prefix) and not durable.remove_tree(self.paths.work / name):
                 raise BuildBusy("a process that still has files of an earlier attempt open")
@@ -167,13 +180,13 @@ class Work:
         Nothing that was sent out of the old one, and is executed late, can have an effect then.
         """
         self.close()
-        self.dir = self._make(self.paths.work / f"{self.build.key}.{self.token}.{nonce()}")
+        self.dir = self._make(self.paths.work / f"{self.key}.{self.token}.{nonce()}")
         self.check()
 
     def check(self) -> None:
         """Raise TakenOver if the token is no longer ours."""
-        if self.token not in self.locks.tokens(self.build.key):
-            raise TakenOver(f"the token of {self.build.target} is no longer ours")
+        if self.token not in self.locks.tokens(self.key):
+            raise TakenOver(f"the token of {self.key} is no longer ours")
 
     def file(self) -> Path:
         """Return a new, used-once path in the work directory."""
@@ -197,7 +210,7 @@ class Work:
 
     def release(self) -> None:
         """Remove the work directory and free the token; what fails is healed by the next taker."""
-        room = self.paths.locks / self.build.key
+        room = self.paths.locks / self.key
         try:
             self.close()
             durable.move(room / str(self.token), room / str(Token(self.token.n + 1)))
@@ -211,5 +224,5 @@ class Work:
         tmp = self.paths.static_tmp / f"{self.locks.heart.inst}.{nonce()}"
         tmp.mkdir(mode=0o755)
         if not durable.move(tmp, path):
-            raise TakenOver(f"the work directory of {self.build.target} was removed")
+            raise TakenOver(f"the work directory of {self.key} was removed")
         return path

@@ -32,6 +32,7 @@ log = structlog.get_logger()
 
 STATUS_SECONDS = 1.0
 MOST_IN_STATUS = 200
+KEYS_AT_ONCE = 100
 
 
 class Server:
@@ -55,6 +56,9 @@ class Server:
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._next_rescan = self._next_status = 0.0
+        self._dead: set[str] = set()
+        self._freeing: set[str] = set()
+        self._keys: list[str] = []
         self._last_scan = time.time()
 
     @property
@@ -219,8 +223,19 @@ class Server:
             busy = {claim.inst for claim in self.spool.active()}
             for inst in self.heart.bury(busy):
                 log.info("an instance is gone", instance=inst)
+                self._dead.add(inst)
+            self._free_tokens()
             for path in self.sweeper.sweep():
                 log.info("swept", path=str(path))
+
+    def _free_tokens(self) -> None:
+        """Free what the buried held, some builds at a time: there may be many thousands."""
+        if self._dead and not self._keys:
+            self._keys, self._freeing = durable.listing(self.paths.locks), set(self._dead)
+        some, self._keys = self._keys[:KEYS_AT_ONCE], self._keys[KEYS_AT_ONCE:]
+        self.locks.free_the_dead(self._freeing, some)
+        if not self._keys:
+            self._dead -= self._freeing
 
     def _new_names(self) -> list[str]:
         return [n for n in self.dropbox.seen if n not in self.dropbox.settling()[1]]
