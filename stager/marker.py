@@ -19,6 +19,7 @@ from stager.layout import FLAG, Build, Paths
 from stager.lock import Work
 
 FLAG_TRIES = 5
+BLANKS = " \t\r\x0b\x0c"
 TOUCH_SECONDS = 60.0
 
 
@@ -90,7 +91,8 @@ class Marker:
             data = durable.read_file(self.paths.target(build) / FLAG)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        lines = (line.strip() for line in data.decode("utf-8", "surrogateescape").splitlines())
+        text = data.decode("utf-8", "surrogateescape")
+        lines = (line.strip(BLANKS) for line in text.split("\n"))
         return list(dict.fromkeys(line for line in lines if line))
 
     def listed(self, build: Build, without: Iterable[str] = ()) -> list[str]:

@@ -108,16 +108,16 @@ def check(
 ) -> tuple[Model | None, list[Problem]]:
     """Validate a document; return the model, or None, and all problems in the text's order.
 
-    What reading the text found comes too, and silences what follows from it on the same line.
+    What reading the text found comes too, and silences what follows from it.
     `unlabelled`: the keys whose messages already say what they are about.
     """
     found = list(document.problems)
     try:
         result = model.model_validate(document.data, context=context)
     except ValidationError as e:
-        result, lines = None, {problem.line for problem in found}
-        problems = [_problem(model, document, error, unlabelled) for error in e.errors()]
-        found += [problem for problem in problems if problem.line not in lines]
+        result = None
+        known = [error for error in e.errors() if tuple(error["loc"]) not in document.unread]
+        found += [_problem(model, document, error, unlabelled) for error in known]
     return (None if found else result), sorted(found, key=lambda p: (p.line, p.column))
 
 

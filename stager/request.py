@@ -7,7 +7,7 @@ quotes too) and key names.
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from stager.errors import BucketNotAllowed, Problem, RequestError
 from stager.layout import Build, parse_build
@@ -16,6 +16,7 @@ from stager.yamltext import Document, TextError, parse_text
 
 MAX_BYTES = 64 * 1024
 PRIORITIES = {"high": 2, "normal": 5, "low": 8}
+NOT_ALLOWED = "the bucket is not allowed here"
 _SYNONYMS = {"archive_url": "build", "image_types": "images"}
 
 
@@ -39,7 +40,11 @@ def _build(value: Any, info: ValidationInfo) -> Any:
         raise ValueError("must specify the build: gs://BUCKET/PATH/BUILD")
     if not isinstance(value, str):
         raise ValueError("the build must be a URL gs://BUCKET/PATH/BUILD")
-    return parse_build(value, frozenset(_rules(info).image_files.values()))
+    rules = _rules(info)
+    build = parse_build(value, frozenset(rules.image_files.values()))
+    if build.bucket not in rules.buckets:
+        raise ValueError(f"{NOT_ALLOWED}; allowed: {', '.join(rules.buckets)}")
+    return build
 
 
 def _images(value: Any, info: ValidationInfo) -> Any:
@@ -82,13 +87,8 @@ class Request(Strict):
     priority: Annotated[int, BeforeValidator(_priority)] = PRIORITIES["normal"]
     expires: Duration | None = None
     wait: Duration | None = None
-    force: Annotated[Flag, Field(validate_default=False)] = False
+    force: Annotated[Flag, AfterValidator(_force)] = False
     note: Annotated[Text | None, BeforeValidator(_note)] = None
-
-    @model_validator(mode="after")
-    def _allowed(self, info: ValidationInfo) -> "Request":
-        _force(self.force, info)
-        return self
 
 
 def parse_request(data: bytes, rules: Rules) -> Request:
@@ -108,10 +108,8 @@ def parse_request(data: bytes, rules: Rules) -> Request:
     document.data.setdefault("images", None)
     request, problems = check(Request, document, {"rules": rules}, frozenset({"build", "images"}))
     if request is None:
-        raise RequestError(problems)
-    if request.build.bucket not in rules.buckets:
-        message = f"the bucket is not allowed here; allowed: {', '.join(rules.buckets)}"
-        raise BucketNotAllowed([Problem(message, *document.place(("build",)))])
+        bucket_alone = all(problem.message.startswith(NOT_ALLOWED) for problem in problems)
+        raise (BucketNotAllowed if bucket_alone else RequestError)(problems)
     return request
 
 

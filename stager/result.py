@@ -127,7 +127,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     # Quoted where another YAML reader might see a number: 12e45678 is a fine CRC-32.
-    style = '"' if value[:1].isdigit() else None
+    odd = value[:1] in set("0123456789+-.") or not value.isprintable()
+    style = '"' if odd else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
@@ -173,7 +174,9 @@ def parse_result(data: bytes) -> Result | None:
     """Read an answer; None where the bytes are none (or not all of one)."""
     try:
         return Result.model_validate(yaml.load(data, Loader=_Loader))  # noqa: S506 (a safe one)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError):
+        return None
+    except RecursionError:
         return None
 
 

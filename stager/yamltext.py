@@ -5,6 +5,7 @@ anchors, aliases, tags, merge keys, repeated keys, several documents, more than 
 2,000 nodes, and anything that is not UTF-8. Reading is by events, so nothing can expand.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -14,8 +15,10 @@ from stager.errors import Problem
 
 Place: TypeAlias = tuple[int, int]
 Path: TypeAlias = tuple[str | int, ...]
+NULLS = {"", "~", "null", "Null", "NULL"}
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+BYTE_ORDER_MARK = "\ufeff"
 MAX_DEPTH = 16
 MAX_NODES = 2_000
 
@@ -35,6 +38,8 @@ class Document:
         self.data: Any = None
         self.places: dict[Path, Place] = {(): (1, 1)}
         self.problems: list[Problem] = []
+        self.unread: set[Path] = set()
+        """Where something stands that was refused: nothing follows from its value."""
 
     def place(self, path: Path) -> Place:
         """Return line and column of `path`, or of the nearest thing around it that is there."""
@@ -49,23 +54,37 @@ def parse_text(data: bytes) -> Document:
     What is merely not allowed (anchors, repeated keys, ...) stands in the document's `problems`.
     """
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode().removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as e:
-        line = data.count(b"\n", 0, e.start) + 1
-        column = e.start - data.rfind(b"\n", 0, e.start)
-        raise TextError([Problem("not UTF-8 text", line, column)]) from None
-    reader = _Reader(text)
+        head = data[: e.start].decode().removeprefix(BYTE_ORDER_MARK)
+        raise TextError([Problem("not UTF-8 text", *_end(head))]) from None
+    if m := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        message = "a character that YAML does not allow"
+        raise TextError([Problem(message, *_end(text[: m.start()]))])
+    reader = _Reader(_joined_pairs(text) if text.lstrip().startswith(("{", "[")) else text)
     try:
         document = reader.read()
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         at = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise TextError([*reader.problems, Problem(_words(e), *at)]) from None
-    except yaml.reader.ReaderError as e:
-        head = text[: max(e.position, 0)]
-        at = (head.count("\n") + 1, len(head) - head.rfind("\n"))
-        raise TextError([Problem("a character that YAML does not allow", *at)]) from None
     return document
+
+
+def _end(head: str) -> Place:
+    """Return line and column of what follows `head`."""
+    return head.count("\n") + 1, len(head) - head.rfind("\n")
+
+
+def _joined_pairs(text: str) -> str:
+    """Write JSON's pairs of surrogate escapes as the one escape that YAML knows."""
+
+    def join(m: re.Match[str]) -> str:
+        code = 0x10000 + ((int(m[2], 16) & 0x3FF) << 10) + (int(m[3], 16) & 0x3FF)
+        return f"{m[1]}\\U{code:08x}"
+
+    pair = r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
+    return re.sub(pair, join, text)
 
 
 def _words(error: yaml.MarkedYAMLError) -> str:
@@ -111,13 +130,15 @@ class _Reader:
         )
         if isinstance(event, yaml.AliasEvent):
             self._problem("aliases (*) are not read", event)
+            self.document.unread.add(path)
             return None
         if event.anchor:
             self._problem("anchors (&) are not read", event)
-        if event.tag and event.tag != "!":
+        if event.tag:
             self._problem("tags (!) are not read", event)
         if isinstance(event, yaml.ScalarEvent):
-            return None if event.style is None and event.value in {"", "~", "null"} else event.value
+            # Plain, which is to say: neither quoted nor tagged.
+            return None if event.implicit[0] and event.value in NULLS else event.value
         return self._list(path) if isinstance(event, yaml.SequenceStartEvent) else self._dict(path)
 
     def _list(self, path: Path) -> list[Any]:
@@ -134,12 +155,13 @@ class _Reader:
             self.document.places.pop((*path, "\0key"), None)
             if not isinstance(key, str):
                 self._problem("a key must be a plain word", event)
-                key = f"\0{at}"
             elif key == "<<":
                 self._problem("merge keys (<<) are not read", event)
             elif key in items:
                 self._problem("this key stands here a second time", event)
-            self.document.places[(*path, key)] = at
-            value = self._node(next(self.events), (*path, key))
-            items.setdefault(key, value)
+            else:
+                self.document.places[(*path, key)] = at
+                items[key] = self._node(next(self.events), (*path, key))
+                continue
+            self._node(next(self.events), (*path, f"\0{len(self.document.places)}"))
         return items

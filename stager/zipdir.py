@@ -4,6 +4,7 @@ Parsing is the standard library's (ZIP64, comments, any order); this module give
 fetches only what it asks for, and refuses what `zipfile` would let pass.
 """
 
+import errno
 import io
 import struct
 import zipfile
@@ -87,7 +88,7 @@ class Directory:
         raw = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
         start, least = _span(entry)
         others = [_span(other) for other in self.entries if other is not entry]
-        if start < 0 or least > self.start or any(s < least and start < e for s, e in others):
+        if start < 0 or least > self.start or any(start <= s < least for s, _ in others):
             raise ArchiveCorrupt(f"{name} overlaps something else in the archive")
         end = min([self.start, *(s for s, _ in others if s >= least)])
         return Member(
@@ -112,7 +113,7 @@ def read_directory(size: int, read: Callable[[int, int], bytes]) -> Directory:
             return Directory(archive.infolist(), archive.start_dir)
     except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError) as e:
         raise ArchiveCorrupt(f"not a sound zip archive: {_words(e)}") from e
-    except (UnicodeError, IndexError, zlib.error, EOFError) as e:
+    except (UnicodeError, IndexError, zlib.error, EOFError, OSError) as e:
         raise ArchiveCorrupt("not a sound zip archive: its directory can't be read") from e
 
 
@@ -138,7 +139,8 @@ class _View(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise ValueError("an offset before the archive's first byte")
+            # As a real file does; zipfile takes it for "no ZIP64 record".
+            raise OSError(errno.EINVAL, "an offset before the archive's first byte")
         self._at = base + offset
         return self._at
 
