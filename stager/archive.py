@@ -77,16 +77,15 @@ class Archive:
         """
         pieces = self._ahead(member.header_offset, member.likely_end, check)
         head = b""
-        while len(head) < LOCAL_HEADER.size:
+        while len(head) < LOCAL_HEADER.size + len(member.raw_name):
             head += next(pieces, b"") or _short(member)
-        data = member.data_offset(head[: LOCAL_HEADER.size])
+        data = member.data_offset(head)
         if data + member.compressed > member.end:
             raise ArchiveCorrupt(f"{member.name} overlaps what follows it in the archive")
         yield from self._exactly(head, pieces, data - member.header_offset, member.compressed)
-        missing = data + member.compressed - member.likely_end
-        if missing > 0:
-            end = data + member.compressed
-            yield from self._ahead(end - missing, end, check)
+        start, end = max(data, member.likely_end), data + member.compressed
+        if start < end:
+            yield from self._ahead(start, end, check)
 
     @staticmethod
     def _exactly(head: bytes, pieces: Iterator[bytes], skip: int, left: int) -> Iterator[bytes]:

@@ -13,12 +13,29 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stager.errors import Problem, SetupError
 from stager.layout import Paths
-from stager.models import Duration, Flag, Size, Strict, Text, Texts, check, size, text, whole
+from stager.models import (
+    Duration,
+    FaultAt,
+    Flag,
+    Size,
+    Strict,
+    Text,
+    Texts,
+    check,
+    size,
+    text,
+    whole,
+)
 from stager.request import Rules
 from stager.yamltext import Document, TextError, parse_text
 
 DEFAULT_PATH = Path("/etc/stager/config.yaml")
 PREFIX = "STAGER_"
+IMAGES = {
+    "test": "chromiumos_test_image.bin",
+    "base": "chromiumos_base_image.bin",
+    "recovery": "recovery_image.bin",
+}
 
 
 def _absolute(value: Path) -> Path:
@@ -106,13 +123,7 @@ class Config(Strict):
     static: AbsolutePath = Path("/srv/watcherd/static")
     results: AbsolutePath = Path("/srv/watcherd/results")
     archive: ArchiveConfig = ArchiveConfig()
-    images: Annotated[dict[str, str], BeforeValidator(_image_files)] = Field(
-        default={
-            "test": "chromiumos_test_image.bin",
-            "base": "chromiumos_base_image.bin",
-            "recovery": "recovery_image.bin",
-        }
-    )
+    images: Annotated[dict[str, str], BeforeValidator(_image_files)] = Field(default=IMAGES)
     workers: Annotated[int, BeforeValidator(whole(1, 256))] = 2
     watch: Literal["auto", "inotify", "poll"] = "auto"
     settle: Duration = 2.0
@@ -132,9 +143,10 @@ class Config(Strict):
     @model_validator(mode="after")
     def _agree(self) -> "Config":
         if self.heartbeat <= 0 or self.lease < 3 * self.heartbeat:
-            raise ValueError("`lease` must be at least three times `heartbeat`, and both above 0")
+            message = "`lease` must be at least three times `heartbeat`, and both above 0"
+            raise FaultAt(message, "lease", "heartbeat")
         if self.rescan is not None and self.rescan <= 0:
-            raise ValueError("`rescan` must be above 0")
+            raise FaultAt("`rescan` must be above 0", "rescan")
         return self
 
     @property
@@ -194,11 +206,11 @@ def _override(document: Document, environ: Mapping[str, str]) -> dict[int, str]:
         inside: Any = document.data
         for part in path[:-1]:
             if not isinstance(inside.get(part), dict):
-                inside[part] = {}
+                # The other images keep their defaults.
+                inside[part] = dict(IMAGES) if part == "images" else {}
+                document.places[path[: path.index(part) + 1]] = (number, 1)
             inside = inside[part]
         inside[path[-1]] = environ[variable]
-        for depth in range(1, len(path) + 1):
-            document.places.setdefault(path[:depth], (number, 1))
         document.places[path] = (number, 1)
     return variables
 

@@ -21,6 +21,7 @@ NO_NEWLINE_SECONDS = 30.0
 LINKED_SECONDS = 0.05
 """A name made without an open within this time was linked in: open and create are one call."""
 WINDOW = 2048
+WINDOW_SECONDS = 0.2
 RETRY_SECONDS = 60.0
 
 Signature = tuple[int, int, int, int]
@@ -34,6 +35,7 @@ class _File:
     newline: bool | None = None
     """Whether it ends in one; asked when it matters, as the asking is an event too."""
     changes: int = 0
+    looked: float = 0.0
 
 
 @dataclass(slots=True)
@@ -54,9 +56,12 @@ class DropBox:
         self._files: dict[str, _File] = {}
         self._skipped: dict[str, _Skipped] = {}
         self._said: set[str] = set()
+        self._round: set[str] = set()
+        self._next_window = 0.0
+        self._full = False
         self._moved: set[str] = set()
         self._created: dict[str, float] = {}
-        self._closed: set[str] = set()
+        self._closed: dict[str, float] = {}
         self._lock = threading.Lock()
         self.seen: list[str] = []
         """The request names of the last scan."""
@@ -74,9 +79,8 @@ class DropBox:
                 self._created[name] = self._clock()
             elif kind == "opened":
                 self._created.pop(name, None)
-                self._closed.discard(name)
             elif kind == "closed":
-                self._closed.add(name)
+                self._closed[name] = self._clock()
         return kind != "opened" and is_request_name(name)
 
     def settled(self, limit: int) -> list[str]:
@@ -86,9 +90,9 @@ class DropBox:
         names = [name for name in listed if is_request_name(name)]
         self.others, self.seen = len(listed) - len(names), names
         self._forget(set(names), now)
-        self.more = False
+        self.more, self._full = False, not limit
         ready: dict[int, list[tuple[int, str]]] = defaultdict(list)
-        for name in self._window(names) if limit else ():
+        for name in self._window(names, now) if limit else ():
             file = self._look(name, now)
             if file and now - file.since >= self._patience(name, file):
                 ready[file.uid].append((file.signature[2], name))
@@ -99,24 +103,38 @@ class DropBox:
         self.more = len(turns) > limit > 0
         return [name for _, _, name in sorted(turns)[:limit]]
 
-    def _window(self, names: list[str]) -> Iterator[str]:
-        """Yield the names to look at in this scan: hinted ones first, no more than WINDOW."""
-        left = WINDOW
-        for name in sorted(names, key=lambda n: n not in self._moved):
-            if name in self._skipped and not self._changed_since(name):
-                continue
-            left -= 1
-            if left < 0:
-                self.more = True
-                return
-            yield name
+    def _window(self, names: list[str], now: float) -> Iterator[str]:
+        """Yield the names to look at in this scan; of many, others each time.
+
+        Hinted ones come first, then those whose time has come, then all in turn: a crowd that
+        does not settle keeps nobody out.
+        """
+        if len(names) > WINDOW:
+            names = self._some(names, now)
+        for name in names:
+            if name not in self._skipped or self._changed_since(name):
+                yield name
+
+    def _some(self, names: list[str], now: float) -> list[str]:
+        def is_due(name: str) -> bool:
+            file = self._files.get(name)
+            return file is not None and now - file.since >= self._patience(name, file)
+
+        first = [name for name in names if name in self._moved or is_due(name)][: WINDOW // 2]
+        left = [name for name in names if name not in self._round]
+        if len(left) < WINDOW // 2:
+            self._round.clear()
+        some = list(dict.fromkeys(first + left))[:WINDOW]
+        self._round.update(some)
+        self._next_window = now + WINDOW_SECONDS
+        return some
 
     def claimed(self, name: str) -> None:
         """Forget a name: its file is out of the drop box."""
         self._files.pop(name, None)
         with self._lock:
-            for hints in (self._moved, self._closed):
-                hints.discard(name)
+            self._moved.discard(name)
+            self._closed.pop(name, None)
             self._created.pop(name, None)
 
     def skip(self, name: str, reason: str) -> bool:
@@ -139,11 +157,13 @@ class DropBox:
 
     def next_due(self) -> float:
         """Return the seconds until a file may be settled; infinite where none is settling."""
-        if self.more:
-            return 0.0
+        if self._full:
+            return float("inf")
         now = self._clock()
         dues = [f.since + self._patience(n, f) - now for n, f in self._files.items()]
-        return min((due for due in dues if due > 0), default=float("inf"))
+        if len(self.seen) > WINDOW:
+            dues = [self._next_window - now]
+        return 0.0 if self.more else max(0.0, min(dues, default=float("inf")))
 
     def _forget(self, there: set[str], now: float) -> None:
         self._files = {n: file for n, file in self._files.items() if n in there}
@@ -154,8 +174,9 @@ class DropBox:
         self._said &= there
         with self._lock:
             self._moved &= there
-            self._closed &= there
-            self._created = {n: t for n, t in self._created.items() if n in there or now - t < 1.0}
+            for hints in (self._closed, self._created):
+                for name in [n for n, t in hints.items() if n not in there and now - t > 1.0]:
+                    del hints[name]
 
     def _changed_since(self, name: str) -> bool:
         try:
@@ -177,8 +198,12 @@ class DropBox:
         if file is None:
             file = self._files[name] = _File(signature, info.st_uid, now)
         elif file.signature != signature:
+            with self._lock:
+                if self._closed.get(name, now) < file.looked:
+                    del self._closed[name]
             file.signature, file.since, file.changes = signature, now, file.changes + 1
             file.newline = None
+        file.looked = now
         return file
 
     def _patience(self, name: str, file: _File) -> float:

@@ -35,7 +35,7 @@ TIMEOUT = (10, 15)
 TRIES = 4
 LONGEST_PAUSE = 30.0
 _BUSY = {408, 429, 500, 502, 503, 504}
-_BROKEN = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
+_BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError)
 
 Answer = TypeVar("Answer")
 
@@ -61,12 +61,10 @@ class GcsSource:
         try:
             client, session = self._connect()
             blob = client.bucket(build.bucket).blob(build.object_name)
-            _retrying(lambda: self._reload(blob), pause)
+            generation, size = _retrying(lambda: self._reload(blob), pause)
         except _Again as e:
             raise ArchiveUnavailable(f"{build.archive_url}: {e}") from None
-        except (auth.GoogleAuthError, OSError, ValueError) as e:
-            self._refused(e)
-        except api.Unauthorized as e:
+        except (auth.GoogleAuthError, OSError, api.Unauthorized) as e:
             self._refused(e)
         except api.NotFound:
             raise ArchiveNotFound(f"no archive {build.archive_url}") from None
@@ -77,14 +75,15 @@ class GcsSource:
         if blob.content_encoding:
             raise ArchiveCorrupt(f"stored with Content-Encoding {blob.content_encoding}")
         url = f"{client.api_endpoint}/download/storage/v1{blob.path}"
-        generation, size = int(blob.generation), int(blob.size)
         reader = _RangeReader(session, url, generation, size, pause, self._refused)
         return Archive(build.archive_url, generation, size, reader, self._connections)
 
     @staticmethod
-    def _reload(blob: storage.Blob) -> None:
+    def _reload(blob: storage.Blob) -> tuple[int, int]:
+        """Ask once; return generation and size."""
         try:
             blob.reload(timeout=TIMEOUT, retry=None)
+            return int(blob.generation), int(blob.size)
         except api.GoogleAPICallError as e:
             if e.code in _BUSY:
                 headers = getattr(e.response, "headers", {}) or {}
@@ -92,12 +91,19 @@ class GcsSource:
             raise
         except _BROKEN as e:
             raise _Again(f"no answer ({type(e).__name__})") from None
+        except auth.GoogleAuthError:
+            raise
+        except (ValueError, TypeError, AttributeError):
+            raise _Again("Cloud Storage answered with what is no metadata") from None
 
     def _connect(self) -> tuple[storage.Client, AuthorizedSession]:
         if self._client is None or self._session is None:
             # Else the client asks for each bucket's metadata, in a thread, for tracing.
             os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-            credentials = self._load_credentials()
+            try:
+                credentials = self._load_credentials()
+            except (ValueError, TypeError, AttributeError, LookupError) as e:
+                raise CredentialsRefused(f"the key file is none: {type(e).__name__}") from None
             session: Any = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
             pool = HTTPAdapter(pool_connections=4, pool_maxsize=256)
             session.mount("https://", pool)
@@ -126,7 +132,8 @@ class GcsSource:
         if isinstance(error, auth.TransportError) or getattr(error, "retryable", False):
             raise ArchiveUnavailable(f"the token service does not answer: {type(error).__name__}")
         if isinstance(error, OSError):
-            raise CredentialsRefused(f"the key file: {error.strerror}") from None
+            what = error.strerror or type(error).__name__
+            raise CredentialsRefused(f"the key file: {what}") from None
         # The library's words may hold parts of a key or token: only the kind of error is told.
         raise CredentialsRefused(f"Cloud Storage: {type(error).__name__}") from None
 
@@ -173,7 +180,7 @@ class _RangeReader:
                 self._check(answer, start, end)
                 left = end - start
                 while left and (
-                    piece := answer.raw.read(min(READ_BYTES, left), decode_content=False)
+                    piece := answer.raw.read1(min(READ_BYTES, left), decode_content=False)
                 ):
                     left -= len(piece)
                     yield piece

@@ -13,7 +13,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 IMAGE_ARCHIVE = "image.zip"
 FLAG = "staged"
 MAX_NAME_BYTES = 150
-SLASHES = set("/\\\u2044\u2215\u29f5\u29f8\u29f9\ufe68\uff0f\uff3c")
+SLASHES = set("/\u2044\u2215\u29f8\uff0f")
 """What people, or programs that fold characters, may take for a slash."""
 RETRY = "--"
 """In an id: what stands behind it is the id of the request that this one is a retry of."""

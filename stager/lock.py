@@ -124,8 +124,8 @@ class Locks:
         A rename never replaces a directory that is not empty, so one maker wins. The token is
         made elsewhere and renamed in: a late duplicate of its creation can't make a second one.
         """
-        stem = self.paths.static_tmp / f"{self.heart.inst}.{nonce()}"
-        directory, file = stem.with_suffix(".d"), stem.with_suffix(".t")
+        stem = f"{self.heart.inst}.{nonce()}"
+        directory, file = (self.paths.static_tmp / f"{stem}.{kind}" for kind in "dt")
         directory.mkdir(mode=0o755)
         durable.write_new(file, b"")
         durable.move(file, directory / str(Token(0)))

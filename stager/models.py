@@ -109,7 +109,8 @@ def check(
     """Validate a document; return the model, or None, and all problems in the text's order.
 
     What reading the text found comes too, and silences what follows from it.
-    `unlabelled`: the keys whose messages already say what they are about.
+    `unlabelled`: the keys whose messages already say what they are about (given for requests,
+    whose own words are never quoted: a file may be somebody's secret, linked in).
     """
     found = list(document.problems)
     try:
@@ -119,6 +120,14 @@ def check(
         known = [error for error in e.errors() if tuple(error["loc"]) not in document.unread]
         found += [_problem(model, document, error, unlabelled) for error in known]
     return (None if found else result), sorted(found, key=lambda p: (p.line, p.column))
+
+
+class FaultAt(ValueError):
+    """What is wrong with several keys together; it is shown at the first of them that is given."""
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 def _problem(
@@ -135,12 +144,18 @@ def _problem(
         case "model_type" | "dict_type" | "model_attributes_type":
             message = "keys with values are wanted here"
         case "value_error":
-            message = str(error["ctx"]["error"])
+            fault = error["ctx"]["error"]
+            message = str(fault)
+            if isinstance(fault, FaultAt):
+                given = [key for key in fault.keys if (*path, key) in document.places]
+                path, name = (*path, *given[:1]), ""
         case "literal_error":
             message = f"one of {error['ctx']['expected']} is wanted"
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
     if name in unlabelled or len(name) > 64 or not name.isprintable():
+        name = ""
+    if unlabelled and error["type"] == "extra_forbidden":
         name = ""
     label = f"`{name}`: " if name else ""
     return Problem(f"{label}{message}", *document.place(path))

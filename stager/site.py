@@ -67,24 +67,41 @@ def init(config: Config, group: int | None = None) -> Layout:
     )
     open_mode = OPEN_MODE if group is None else GROUP_MODE
     rooms = dict.fromkeys((paths.spool, paths.static, paths.results), 493)
-    rooms |= {paths.requests: open_mode, paths.control: open_mode}
+    rooms |= {paths.requests: open_mode, paths.control: OPEN_MODE}
     for name in ("active", "waiting", "done", "failed", "cancelled", "instances"):
         rooms[paths.spool / name] = 0o755
     rooms |= {paths.private: 0o700, paths.tmp: 0o700, paths.images: 0o755, paths.stager: 0o755}
     rooms |= dict.fromkeys((paths.locks, paths.work, paths.sidecars, paths.static_tmp), 493)
     try:
         for path, mode in rooms.items():
-            path.mkdir(parents=path in {paths.spool, paths.static, paths.results}, exist_ok=True)
-            if group is not None and mode == GROUP_MODE:
-                os.chown(path, -1, group)
-            os.chmod(path, mode)
+            _make(path, mode, layout.uid, group if path == paths.requests else None)
         for mark in paths.marks:
             if not mark.exists():
                 durable.write_new(mark, layout.text().encode())
+                _give(mark, layout.uid)
     except OSError as e:
         raise SetupError(f"can't set up {e.filename}: {e.strerror}") from None
     check_links(paths)
     return layout
+
+
+def _make(path: Path, mode: int, uid: int, group: int | None) -> None:
+    """Make a directory (and its parents, open to all); an open one keeps the mode it has."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    for directory in reversed(missing):
+        directory.mkdir()
+        directory.chmod(0o755)
+        _give(directory, uid)
+    if group is not None:
+        os.chown(path, -1, group)
+    if missing or group is not None or mode & 0o777 != 0o777:
+        os.chmod(path, mode)
+
+
+def _give(path: Path, uid: int) -> None:
+    """Give what root made to the daemon's user."""
+    if os.geteuid() == 0:
+        os.chown(path, uid, -1)
 
 
 def _existing(paths: Paths) -> Layout | None:

@@ -42,10 +42,12 @@ class Member:
         return min(self.end, self.header_offset + 30 + len(self.raw_name) + 64 + self.compressed)
 
     def data_offset(self, header: bytes) -> int:
-        """Return where its data begins, from the 30 bytes of its local header."""
-        fields = LOCAL_HEADER.unpack(header)
+        """Return where its data begins, from its local header (fixed part and name)."""
+        fields = LOCAL_HEADER.unpack_from(header)
         if fields[0] != b"PK\3\4":
             raise ArchiveCorrupt(f"{self.name}: no local header where the directory says")
+        if header[LOCAL_HEADER.size :][: int(fields[9])] != self.raw_name:
+            raise ArchiveCorrupt(f"{self.name}: its local header has another name")
         return self.header_offset + LOCAL_HEADER.size + int(fields[9]) + int(fields[10])
 
 

@@ -9,6 +9,13 @@ from pathlib import Path
 import pytest
 from cloud import Cloud
 from lab import Lab
+from reach import open_the_way
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_are_reachable() -> None:
+    """Let other users run this checkout's programs."""
+    open_the_way()
 
 
 @pytest.fixture
