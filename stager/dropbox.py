@@ -33,7 +33,7 @@ class _File:
     uid: int
     since: float
     newline: bool | None = None
-    """Whether it ends in one; asked when it matters, as the asking is an event too."""
+    """Whether it ends in one."""
     changes: int = 0
     looked: float = 0.0
 
@@ -62,6 +62,7 @@ class DropBox:
         self._moved: set[str] = set()
         self._created: dict[str, float] = {}
         self._closed: dict[str, float] = {}
+        self._open: set[str] = set()
         self._lock = threading.Lock()
         self.seen: list[str] = []
         """The request names of the last scan."""
@@ -71,7 +72,7 @@ class DropBox:
         """Entries that are not taken by their names."""
 
     def note(self, kind: str, name: str) -> bool:
-        """Take a hint: a name was moved, created, opened or closed. True: worth a scan."""
+        """Take a hint: moved, created, opened, closed after writing, or read. True: scan."""
         with self._lock:
             if kind == "moved":
                 self._moved.add(name)
@@ -79,9 +80,13 @@ class DropBox:
                 self._created[name] = self._clock()
             elif kind == "opened":
                 self._created.pop(name, None)
+                self._open.add(name)
             elif kind == "closed":
                 self._closed[name] = self._clock()
-        return kind != "opened" and is_request_name(name)
+                self._open.discard(name)
+            elif kind == "read":
+                self._open.discard(name)
+        return kind not in {"opened", "read"} and is_request_name(name)
 
     def settled(self, limit: int) -> list[str]:
         """Scan; return up to `limit` names that may be claimed, in the order they arrived."""
@@ -174,6 +179,7 @@ class DropBox:
         self._said &= there
         with self._lock:
             self._moved &= there
+            self._open &= there
             for hints in (self._closed, self._created):
                 for name in [n for n, t in hints.items() if n not in there and now - t > 1.0]:
                     del hints[name]
@@ -214,7 +220,10 @@ class DropBox:
                 # Created and not opened: linked in. Wait for the open that might still be told.
                 left = LINKED_SECONDS - (file.since - self._created[name])
                 return min(max(0.0, left), self.settle)
-            closed = name in self._closed
+            closed = name in self._closed and name not in self._open
+        if self._clock() - file.since < self.settle:
+            # Not asked before it matters: the asking is an event, too.
+            return self.settle
         if not closed and file.newline is None:
             file.newline = _ends_in_newline(self.directory / name)
         return self.settle if closed or file.newline else max(self.settle, NO_NEWLINE_SECONDS)

@@ -129,16 +129,21 @@ def link(source: Path, target: Path) -> bool:
     return True
 
 
+def make_dir(path: Path) -> None:
+    """Make a directory, 0755 whatever the umask."""
+    os.mkdir(path)
+    os.chmod(path, 0o755)
+
+
 def make_dirs(path: Path, below: Path) -> None:
     """Make `path` and its parents down from `below` (which must be there), all 0755."""
     if path == below or path.is_dir():
         return
     make_dirs(path.parent, below)
     try:
-        os.mkdir(path)
+        make_dir(path)
     except FileExistsError:
         return
-    os.chmod(path, 0o755)
 
 
 def sync_dir(path: Path) -> None:

@@ -126,7 +126,7 @@ class Locks:
         """
         stem = f"{self.heart.inst}.{nonce()}"
         directory, file = (self.paths.static_tmp / f"{stem}.{kind}" for kind in "dt")
-        directory.mkdir(mode=0o755)
+        durable.make_dir(directory)
         durable.write_new(file, b"")
         durable.move(file, directory / str(Token(0)))
         try:
@@ -222,7 +222,7 @@ class Work:
     def _make(self, path: Path) -> Path:
         # Made under a used-once name: a late duplicate of the mkdir makes only an empty leftover.
         tmp = self.paths.static_tmp / f"{self.locks.heart.inst}.{nonce()}"
-        tmp.mkdir(mode=0o755)
+        durable.make_dir(tmp)
         if not durable.move(tmp, path):
             raise TakenOver(f"the work directory of {self.key} was removed")
         return path

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from watchdog.events import (
     FileClosedEvent,
+    FileClosedNoWriteEvent,
     FileCreatedEvent,
     FileMovedEvent,
     FileOpenedEvent,
@@ -31,6 +32,7 @@ _KINDS: dict[type[FileSystemEvent], str] = {
     FileCreatedEvent: "created",
     FileOpenedEvent: "opened",
     FileClosedEvent: "closed",
+    FileClosedNoWriteEvent: "read",
 }
 
 
@@ -43,7 +45,7 @@ class _Emitter(InotifyFullEmitter):
 
     def get_event_mask_from_filter(self) -> Mask:
         c = InotifyConstants
-        return Mask(c.IN_MOVED_TO | c.IN_CREATE | c.IN_OPEN | c.IN_CLOSE_WRITE | c.IN_DELETE_SELF)
+        return Mask(c.IN_MOVED_TO | c.IN_CREATE | c.IN_OPEN | c.IN_CLOSE | c.IN_DELETE_SELF)
 
 
 class Watch(FileSystemEventHandler):
