@@ -27,6 +27,7 @@ from stager import durable
 
 LOCAL_RESCAN_SECONDS = 15.0
 NETWORK_RESCAN_SECONDS = 3.0
+_CLOSE = InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_CLOSE_NOWRITE
 _KINDS: dict[type[FileSystemEvent], str] = {
     FileMovedEvent: "moved",
     FileCreatedEvent: "created",
@@ -45,7 +46,7 @@ class _Emitter(InotifyFullEmitter):
 
     def get_event_mask_from_filter(self) -> Mask:
         c = InotifyConstants
-        return Mask(c.IN_MOVED_TO | c.IN_CREATE | c.IN_OPEN | c.IN_CLOSE | c.IN_DELETE_SELF)
+        return Mask(c.IN_MOVED_TO | c.IN_CREATE | c.IN_OPEN | _CLOSE | c.IN_DELETE_SELF)
 
 
 class Watch(FileSystemEventHandler):
