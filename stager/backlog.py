@@ -6,6 +6,7 @@ fault of the machine or the service is a `Hold` on everything, with one probe at
 """
 
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -27,7 +28,13 @@ class Entry:
 
     @property
     def key(self) -> str:
+        """What is staged by one at a time: the target."""
         return self.request.build.key if self.request else f"?{self.waiting.id}"
+
+    @property
+    def archive_url(self) -> str:
+        """What is looked for: two buckets may have a build of one path."""
+        return self.request.build.archive_url if self.request else f"?{self.waiting.id}"
 
     def patience_over(self, server_now: float, default: float) -> bool:
         """Whether it has waited for its archive as long as it wanted to."""
@@ -50,6 +57,8 @@ class Lull:
     until: float
     seconds: float = FIRST_LOOK_SECONDS
     error: StagerError | None = None
+    looked_at: float = 0.0
+    """When that was found, by the file server's clock."""
 
 
 @dataclass(slots=True)
@@ -61,6 +70,8 @@ class Hold:
     next_probe: float
     seconds: float = FIRST_PROBE_SECONDS
     probing: bool = False
+    keys: set[str] = field(default_factory=set)
+    """The builds that met it."""
 
 
 class Backlog:
@@ -71,6 +82,8 @@ class Backlog:
         self.lulls: dict[str, Lull] = {}
         self.hold: Hold | None = None
         self._clock = clock
+        self.suspects: set[str] = set()
+        """Builds whose faults are their own: others went well while these met one."""
         self._served: dict[int, int] = {}
         self._turn = 0
 
@@ -83,19 +96,29 @@ class Backlog:
                 entry = Entry(waiting, read(waiting))
             entry.waiting = waiting
             self.entries[waiting.id] = entry
-        keys = {entry.key for entry in self.entries.values()}
+        keys = {key for e in self.entries.values() for key in (e.key, e.archive_url)}
         now = self._clock()
         self.lulls = {k: v for k, v in self.lulls.items() if k in keys or v.until > now}
 
     def in_order(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """Yield the next to serve, one by one, as `served` tells whose turn it was."""
-        left = sorted(entries, key=lambda e: e.waiting.arrived_ns)
-        while left:
-            next_one = min(
-                left, key=lambda e: (e.waiting.priority, self._served.get(e.waiting.uid, 0))
-            )
-            left.remove(next_one)
-            yield next_one
+        lines: dict[tuple[int, int], deque[Entry]] = defaultdict(deque)
+        for entry in sorted(entries, key=lambda e: e.waiting.arrived_ns):
+            lines[entry.waiting.priority, entry.waiting.uid].append(entry)
+        while lines:
+            first = min(lines, key=self._turn_of(lines))
+            yield lines[first].popleft()
+            if not lines[first]:
+                del lines[first]
+
+    def _turn_of(
+        self, lines: dict[tuple[int, int], deque[Entry]]
+    ) -> Callable[[tuple[int, int]], tuple[int, int, int]]:
+        def turn(line: tuple[int, int]) -> tuple[int, int, int]:
+            priority, uid = line
+            return priority, self._served.get(uid, 0), lines[line][0].waiting.arrived_ns
+
+        return turn
 
     def served(self, uid: int) -> None:
         """Remember whose turn it was."""
@@ -104,40 +127,63 @@ class Backlog:
 
     # -- lulls ---------------------------------------------------------------------------------
 
-    def lull(self, key: str) -> Lull | None:
-        """Return what keeps a build waiting now."""
-        lull = self.lulls.get(key)
-        return lull if lull and lull.until > self._clock() else None
+    def lull(self, entry: Entry) -> Lull | None:
+        """Return what keeps a request waiting now: its target or its archive."""
+        now = self._clock()
+        lulls = (self.lulls.get(key) for key in (entry.key, entry.archive_url))
+        return next((lull for lull in lulls if lull and lull.until > now), None)
 
-    def look_seconds(self, key: str) -> float:
+    def look_seconds(self, archive_url: str) -> float:
         """Return how long to wait until the archive is looked for again, if it is missing now."""
-        lull = self.lulls.get(key)
+        lull = self.lulls.get(archive_url)
         if lull is None or not isinstance(lull.error, ArchiveMissing):
             return FIRST_LOOK_SECONDS
         return min(lull.seconds * 1.5, LONGEST_LOOK_SECONDS)
 
-    def set_lull(self, key: str, error: StagerError, seconds: float) -> None:
-        """Make a build's requests wait."""
-        self.lulls[key] = Lull(error.message, self._clock() + seconds, seconds, error)
+    def set_lull(
+        self, key: str, error: StagerError, seconds: float, looked_at: float = 0.0
+    ) -> None:
+        """Make the requests of a target or an archive wait."""
+        until = self._clock() + seconds
+        self.lulls[key] = Lull(error.message, until, seconds, error, looked_at)
 
-    def judge(self, key: str, verdict: dict[str, StagerError]) -> None:
-        """Tell the requests that waited for this build what was learnt about its images."""
+    def judge(self, archive_url: str, verdict: dict[str, StagerError]) -> None:
+        """Tell the requests that waited for this archive what was learnt about its images."""
         for entry in self.entries.values():
-            if entry.key == key and entry.request and not entry.request.force:
+            if entry.archive_url == archive_url and entry.request and not entry.request.force:
                 entry.verdict |= verdict
 
     # -- holds ---------------------------------------------------------------------------------
 
-    def set_hold(self, error: StagerError) -> bool:
-        """Make everything wait; True: this is news."""
-        now = self._clock()
+    def met_fault(self, key: str, error: StagerError, *, is_probe: bool) -> bool:
+        """Make everything wait, and this build longest, so that the next probe is another's.
+
+        A build whose faults proved to be its own makes only itself wait. True: this is news.
+        """
+        lull, now = self.lulls.get(key), self._clock()
+        again = lull is not None and lull.error is not None and lull.error.code == error.code
+        seconds = min(lull.seconds * 2, LONGEST_PROBE_SECONDS) if lull and again else None
+        self.set_lull(key, error, seconds or FIRST_PROBE_SECONDS)
+        if key in self.suspects:
+            return False
         if self.hold is None:
-            self.hold = Hold(error, now, now + FIRST_PROBE_SECONDS)
+            self.hold = Hold(error, now, now + FIRST_PROBE_SECONDS, keys={key})
             return True
-        news = self.hold.error.code != error.code
-        seconds = min(self.hold.seconds * 2, LONGEST_PROBE_SECONDS)
-        self.hold = Hold(error, self.hold.since, now + seconds, seconds)
+        hold, news = self.hold, self.hold.error.code != error.code
+        hold.error = error
+        hold.keys.add(key)
+        if is_probe:
+            hold.seconds = min(hold.seconds * 2, LONGEST_PROBE_SECONDS)
+            self.put_off_probe()
         return news
+
+    def went_well(self, key: str) -> Hold | None:
+        """End the hold (and return it): a probe proved that the fault is gone, or is another's."""
+        hold, self.hold = self.hold, None
+        if hold:
+            self.suspects |= hold.keys
+        self.suspects.discard(key)
+        return hold
 
     def may_start(self) -> bool:
         """Whether a job may start: always, or as the one probe while there is a hold."""
@@ -145,7 +191,7 @@ class Backlog:
         return hold is None or (not hold.probing and self._clock() >= hold.next_probe)
 
     def put_off_probe(self) -> None:
-        """Try again later: the last probe said nothing about the fault."""
+        """Try again later: the last probe said nothing good about the fault."""
         if self.hold:
             self.hold.probing, self.hold.next_probe = False, self._clock() + self.hold.seconds
 

@@ -18,6 +18,7 @@ from stager.case import Case, Tools
 from stager.errors import (
     ArchiveMissing,
     BuildBusy,
+    CredentialsRefused,
     Expired,
     MachineFault,
     StagerError,
@@ -45,7 +46,9 @@ class Dispatcher:
     backlog: Backlog = field(default_factory=Backlog)
     running: dict[Future[None], Case] = field(default_factory=dict)
     ready: list[Case] = field(default_factory=list)
+    takes_in: bool = True
     pool: ThreadPoolExecutor = field(init=False)
+    old_pools: list[ThreadPoolExecutor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pool = ThreadPoolExecutor(self.tools.config.workers, "worker")
@@ -55,12 +58,23 @@ class Dispatcher:
         with durable.storage():
             self.collect()
             self._list_waiting()
+            self.takes_in = claim and self._has_room()
+            if self.takes_in:
+                self.ready.extend(self.intake.dropped(INTAKE))
             if claim:
-                room = MOST_WAITING - len(self.backlog.entries)
-                if room > 0:
-                    self.ready.extend(self.intake.dropped(min(INTAKE, room)))
                 self._start()
             self._put_back_ready()
+            if self.backlog.hold and not (self.running or self.backlog.entries):
+                # Nobody waits, so nobody would ever find out that the fault is gone.
+                self.backlog.hold = None
+
+    def _has_room(self) -> bool:
+        """Whether to take more in: while a worker is free, or not too many could start."""
+        if len(self.running) < self.tools.config.workers and self.backlog.hold is None:
+            return True
+        now = self.tools.heart.server_now()
+        could_start = sum(entry.waiting.due <= now for entry in self.backlog.entries.values())
+        return could_start < MOST_WAITING
 
     def adopt(self) -> None:
         """Take up what nobody works on."""
@@ -88,14 +102,15 @@ class Dispatcher:
 
     def close(self) -> None:
         """Wait for the workers."""
-        self.pool.shutdown(wait=True)
+        for pool in (*self.old_pools, self.pool):
+            pool.shutdown(wait=True)
         self.collect()
 
     def reconfigure(self, tools: Tools) -> None:
         """Work by other settings from the next job on; running jobs keep theirs."""
-        old, self.tools, self.intake.tools = self.pool, tools, tools
+        self.tools = self.intake.tools = tools
+        self.old_pools.append(self.pool)
         self.pool = ThreadPoolExecutor(tools.config.workers, "worker")
-        old.shutdown(wait=False)
 
     def cases(self) -> list[Case]:
         """Return the requests that workers of this instance are at."""
@@ -116,8 +131,10 @@ class Dispatcher:
         """Return the error that ends a waiting request now, without any work."""
         if entry.expired(now):
             return Expired("not finished in time")
-        lull = self.backlog.lull(entry.key)
+        lull = self.backlog.lulls.get(entry.archive_url)
         if lull is None or not isinstance(lull.error, ArchiveMissing):
+            return None
+        if self.backlog.lull(entry) is None or entry.waiting.arrived_ns / 1e9 > lull.looked_at:
             return None
         over = entry.patience_over(now, self.tools.config.wait_for_archive)
         return lull.error if over else None
@@ -160,7 +177,7 @@ class Dispatcher:
             return False
         if any(c.request and c.request.build.key == entry.key for c in self.running.values()):
             return False
-        return self.backlog.lull(entry.key) is None
+        return self.backlog.lull(entry) is None
 
     def _still_busy(self, entry: Entry) -> bool:
         """Poll the token of a build that was busy: once for all its requests, without a claim."""
@@ -180,7 +197,7 @@ class Dispatcher:
             left -= self.tools.heart.server_now()
             case.progress.deadline = time.monotonic() + left
         case.verdict = entry.verdict
-        case.look_seconds = self.backlog.look_seconds(build.key)
+        case.look_seconds = self.backlog.look_seconds(build.archive_url)
         if hold:
             case.is_probe = hold.probing = True
         self.backlog.served(case.dropped.uid)
@@ -193,17 +210,22 @@ class Dispatcher:
     def _ended(self, case: Case) -> None:
         """See what an outcome means for the other requests of the build, and for all."""
         assert case.request is not None
-        key, error = case.request.build.key, case.error
-        self.backlog.lulls.pop(key, None)
+        build, error = case.request.build, case.error
+        if isinstance(error, MachineFault):
+            self._met_fault(build.key, error, case)
+            return
+        for key in (build.key, build.archive_url):
+            self.backlog.lulls.pop(key, None)
         self._judge_hold(case)
-        self.backlog.judge(key, _verdict(case))
+        self.backlog.judge(build.archive_url, _verdict(case))
         if isinstance(error, ArchiveMissing):
-            self.backlog.set_lull(key, error, case.look_seconds)
+            looked_at = case.started_at
+            self.backlog.set_lull(build.archive_url, error, case.look_seconds, looked_at)
         elif isinstance(error, BuildBusy):
-            self.backlog.set_lull(key, error, BUSY_POLL_SECONDS)
+            self.backlog.set_lull(build.key, error, BUSY_POLL_SECONDS)
         elif error is not None and error.then is Then.DEFER and case.due is not None:
             seconds = max(0.0, case.due - self.tools.heart.server_now())
-            self.backlog.set_lull(key, error, seconds)
+            self.backlog.set_lull(build.archive_url, error, seconds)
             log.warning(
                 f"deferred for {seconds:.0f} s: {error.message}",
                 request_id=case.claim.request_id,
@@ -212,19 +234,36 @@ class Dispatcher:
         if case.is_answered:
             self.intake.tally.count(case)
 
+    def _met_fault(self, key: str, error: MachineFault, case: Case) -> None:
+        """Hold the queue, or just a build whose faults are its own; each is said once."""
+        known = key in self.backlog.lulls
+        if self.backlog.met_fault(key, error, is_probe=case.is_probe):
+            log.error(f"the queue waits: {error.message}", code=error.code, hint=error.hint)
+        elif key in self.backlog.suspects and not known:
+            log.error(f"a build waits: {error.message}", build=key, code=error.code)
+
     def _judge_hold(self, case: Case) -> None:
-        """Begin to hold the queue, go on holding, or let it go."""
-        error, hold = case.error, self.backlog.hold
-        if isinstance(error, MachineFault):
-            if self.backlog.set_hold(error):
-                log.error(f"the queue waits: {error.message}", code=error.code, hint=error.hint)
-        elif hold and case.is_probe:
-            if error is not None and error.then in {Then.PARK, Then.GIVE_BACK, Then.DROP}:
-                self.backlog.put_off_probe()
-                return
-            self.backlog.hold = None
-            seconds = round(time.monotonic() - hold.since)
-            log.info(f"work goes on after {seconds} s", code=hold.error.code)
+        """Let the queue go on, if this outcome proves that the fault is gone."""
+        assert case.request is not None
+        hold = self.backlog.hold
+        if hold is None or not case.is_probe:
+            if _staged_something(case):
+                self.backlog.suspects.discard(case.request.build.key)
+            return
+        proved = _staged_something(case)
+        if hold.error.code == CredentialsRefused.code:
+            proved = case.archive is not None or isinstance(case.error, ArchiveMissing)
+        if not proved:
+            self.backlog.put_off_probe()
+            return
+        self.backlog.went_well(case.request.build.key)
+        seconds = round(time.monotonic() - hold.since)
+        log.info(f"work goes on after {seconds} s", code=hold.error.code)
+
+
+def _staged_something(case: Case) -> bool:
+    """Whether a job wrote to the static tree and was content with it."""
+    return case.is_answered and case.archive is not None and bool(case.staged)
 
 
 def _verdict(case: Case) -> dict[str, StagerError]:

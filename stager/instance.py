@@ -165,14 +165,14 @@ class Heart:
                 for inst, seen in self._seen.items()
                 if inst != self.inst and inst not in busy and self._judge(seen)
             ]
-            for inst, count in dead:
-                self._bury(f"{inst}.{count}")
-                durable.discard(self.paths.instances / f"{inst}.status")
-                self._buried.add(inst)
-        return [inst for inst, _ in dead]
+            gone = [inst for inst, count in dead if self._bury(f"{inst}.{count}")]
+            self._buried |= set(gone)
+        for inst in gone:
+            durable.discard(self.paths.instances / f"{inst}.status")
+        return gone
 
     def _judge(self, seen: _Seen) -> bool:
-        other, unchanged = seen.identity, time.monotonic() - seen.since
+        other, unchanged = seen.identity, self._last_sample - seen.since
         if other is not None and other.same_kernel(self.identity) and other.process_gone():
             return True
         restarted = (
@@ -218,10 +218,13 @@ class Heart:
             counts[m["inst"]] = max(int(m["count"]), counts.get(m["inst"], 0))
         return counts
 
-    def _bury(self, name: str) -> None:
+    def _bury(self, name: str) -> bool:
+        """Take a heartbeat file away; False: its counter has moved on, its owner lives."""
         grave = self.paths.tmp / f"{self.inst}.{durable.nonce()}"
-        if durable.move(self.paths.instances / name, grave):
+        buried = durable.move(self.paths.instances / name, grave)
+        if buried:
             durable.discard(grave)
+        return buried
 
     def _path(self, count: int) -> Path:
         return self.paths.instances / f"{self.inst}.{count}"

@@ -22,9 +22,9 @@ from stager.answer import make_result
 from stager.archive import GenerationGone
 from stager.case import Case, Tools
 from stager.errors import (
+    ArchiveUnavailable,
     Internal,
     StagerError,
-    StorageError,
     TakenOver,
     TargetConflict,
     Then,
@@ -71,23 +71,21 @@ def _stage(tools: Tools, case: Case) -> None:
         raise TooManyAttempts(f"the daemon died on this request {case.claim.a} times")
     with tools.locks.take(request.build.key) as work:
         try:
+            tools.marker.check_target(request.build)
+            _mend_flag(tools, request, work)
             missing = _missing(tools, case)
             if missing:
                 case.claim = tools.spool.start(case.claim)
                 _stage_missing(tools, case, work, missing)
-            _recheck_flag(tools, request, work)
+            work.renew()
+            _mend_flag(tools, request, work)
         except OSError:
             # A directory that is gone may mean that we were fenced off, not that a disk failed.
             work.check()
             raise
     case.staged = tools.marker.staged(request.build, request.images)
-    case.failures |= {
-        image: StorageError(f"the image does not stay in {request.build.target}")
-        for image in request.images
-        if image not in case.staged and image not in case.failures
-    }
-    if any(isinstance(e, StorageError) for e in case.failures.values()):
-        raise next(e for e in case.failures.values() if isinstance(e, StorageError))
+    if any(i not in case.staged and i not in case.failures for i in request.images):
+        raise ArchiveUnavailable("another request changed the build meanwhile")
 
 
 def is_staged(tools: Tools, case: Case) -> bool:
@@ -154,16 +152,15 @@ def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> 
     case.failures, case.kept = staging.failures, staging.kept
 
 
-def _recheck_flag(tools: Tools, request: Request, work: Work) -> None:
-    """See that the flag is true once nothing of this work can have a late effect any more.
+def _mend_flag(tools: Tools, request: Request, work: Work) -> None:
+    """See that the flag is true: before the work, and when nothing of it can have a late effect.
 
-    A rename out of the work directory that the server executes a second time, later, could put an
-    older flag back (NFSv3); with the directory gone it can't.
+    A crash in the middle of a swap leaves a flag without an image that is there; a rename out of
+    the work directory that the server executes a second time, later, could put an older flag back
+    (NFSv3), but not once that directory is gone.
     """
-    if not tools.marker.paths.target(request.build).is_dir():
-        return
-    work.renew()
-    if not tools.marker.is_true(request.build):
+    has_target = tools.marker.paths.target(request.build).is_dir()
+    if has_target and not tools.marker.is_true(request.build):
         tools.marker.write_flag(work, request.build)
 
 
@@ -176,6 +173,8 @@ def settle(tools: Tools, case: Case, error: StagerError) -> None:
                 answer(tools, case)
             elif error.then is not Then.DROP:
                 _wait(tools, case, error)
+            # What was not ours any more may be only the token: then the claim is adopted.
+            tools.spool.drop(case.claim)
     except StagerError as e:
         # The claim stays where it is: whoever scans active/ next takes it up again.
         tools.spool.drop(case.claim)

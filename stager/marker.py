@@ -8,13 +8,14 @@ out of the work directory.
 
 import json
 import os
+import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stager import durable
-from stager.errors import StorageError
+from stager.errors import StorageError, TargetConflict
 from stager.layout import FLAG, Build, Paths
 from stager.lock import Work
 
@@ -118,7 +119,7 @@ class Marker:
             text = "".join(f"{line}\n" for line in lines)
             durable.write_new(new, text.encode("utf-8", "surrogateescape"))
             work.check()
-            os.rename(new, self.paths.target(build) / FLAG)
+            _put(new, self.paths.target(build) / FLAG, lambda: self.read_flag(build) == lines)
             durable.sync_dir(self.paths.target(build))
         if self.listed(build, without) != self.read_flag(build):
             raise StorageError(f"the flag of {build.target} does not keep what is written to it")
@@ -131,8 +132,23 @@ class Marker:
         """Record an image that is visible now."""
         new = work.file()
         durable.write_new(new, json.dumps(asdict(sidecar), indent=1).encode() + b"\n")
-        os.rename(new, self.paths.sidecar(build.key, image))
+        path = self.paths.sidecar(build.key, image)
+        _put(new, path, lambda: Sidecar.read(path) == sidecar)
         durable.sync_dir(self.paths.sidecars)
+
+    def check_target(self, build: Build) -> None:
+        """Raise TargetConflict where something else than we would make is in a target's place.
+
+        Nothing is followed out of the static tree, and nothing of others is replaced.
+        """
+        path = self.paths.static
+        for part in build.target.split("/"):
+            path /= part
+            if _kind(path) not in {None, stat.S_IFDIR}:
+                raise TargetConflict(f"{build.target}: {part} is no directory in the static tree")
+        for name in (FLAG, *self.image_files.values()):
+            if _kind(path / name) not in {None, stat.S_IFREG}:
+                raise TargetConflict(f"{build.target}/{name} is no regular file")
 
     def _touch(self, build: Build, image: str) -> bool:
         try:
@@ -151,3 +167,22 @@ class Marker:
             return os.lstat(self.image_path(build, image)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+def _put(new: Path, target: Path, is_there: Callable[[], bool]) -> None:
+    """Rename over a name that others read; a lost reply is resolved by reading it."""
+    try:
+        os.rename(new, target)
+    except FileNotFoundError:
+        if not is_there():
+            raise
+
+
+def _kind(path: Path) -> int | None:
+    """Return the type of what has a name; None: nothing has it."""
+    try:
+        return stat.S_IFMT(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return stat.S_IFREG

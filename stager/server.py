@@ -260,7 +260,7 @@ class Server:
         reasons = {
             entry.waiting.request_id: lull.reason
             for entry in list(backlog.entries.values())[:MOST_IN_STATUS]
-            if (lull := backlog.lull(entry.key))
+            if (lull := backlog.lull(entry))
         }
         hold = backlog.hold
         return {

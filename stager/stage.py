@@ -16,7 +16,14 @@ from typing import TypeVar
 from stager import durable
 from stager.archive import Archive
 from stager.config import Config
-from stager.errors import ArchiveChanged, ArchiveCorrupt, ImageNotInArchive, NoSpace, StagerError
+from stager.errors import (
+    ArchiveChanged,
+    ArchiveCorrupt,
+    BuildBusy,
+    ImageNotInArchive,
+    NoSpace,
+    StagerError,
+)
 from stager.inflate import Unpacked, digest, unpack
 from stager.instance import Heart
 from stager.layout import Build
@@ -44,12 +51,16 @@ class Room:
             free = fs.f_bavail * fs.f_frsize
             keep = self.config.min_free_bytes(fs.f_blocks * fs.f_frsize)
             others = sum(n for other, n in self._reserved.items() if other != owner)
+            if free - wanted < keep:
+                raise NoSpace(f"{wanted} bytes are needed, {free} are free; min_free keeps {keep}")
             if free - others - wanted < keep:
-                raise NoSpace(
-                    f"{wanted} bytes are needed, {free} are free, {others} of them reserved; "
-                    f"min_free keeps {keep}"
-                )
+                raise BuildBusy("this machine, which needs the room for another build first")
             self._reserved[owner] = wanted
+
+    def left(self, owner: int, wanted: int) -> None:
+        """Say how much of what was put aside is not written yet."""
+        with self._lock:
+            self._reserved[owner] = max(0, wanted)
 
     def release(self, owner: int) -> None:
         """Give back what was put aside."""
@@ -73,6 +84,8 @@ class Staging:
     failures: dict[str, StagerError] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     """Images that were there already and proved right."""
+    left_after: int = 0
+    """Bytes still to be written once the current image is."""
 
     def stage(self, images: list[str]) -> None:
         """Stage `images`; `failures` says which of them the archive could not give, and why."""
@@ -82,9 +95,11 @@ class Staging:
             self._check_unchanged(directory)
         self.progress.total_bytes = sum(m.compressed for m in members.values())
         try:
-            self.room.reserve(id(self), sum(m.size for m in members.values()))
+            left = sum(m.size for m in members.values())
+            self.room.reserve(id(self), left)
             for image, member in members.items():
-                self.progress.image = image
+                self.progress.image, self.left_after = image, left - member.size
+                left -= member.size
                 try:
                     self._stage_one(image, member)
                 except ArchiveCorrupt as e:
@@ -148,7 +163,7 @@ class Staging:
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             chunks = self.archive.stream(member, self.progress.check)
-            unpacked = unpack(self._watched(chunks), member, fd)
+            unpacked = unpack(self._watched(chunks, member, fd), member, fd)
             os.fchmod(fd, 0o644)
             os.fsync(fd)
         except BaseException:
@@ -159,9 +174,11 @@ class Staging:
             os.close(fd)
         return file, unpacked
 
-    def _watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def _watched(self, chunks: Iterator[bytes], member: Member, fd: int) -> Iterator[bytes]:
         for chunk in chunks:
             self.progress.done_bytes += len(chunk)
+            written = os.fstat(fd).st_blocks * 512
+            self.room.left(id(self), self.left_after + member.size - written)
             yield chunk
 
     def _adopt(self, image: str, member: Member) -> bool:
