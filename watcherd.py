@@ -24,7 +24,7 @@ import structlog
 
 from stager import __version__, log, service, site
 from stager.config import Config, find_config, load_config
-from stager.errors import SetupError
+from stager.errors import NotNow, SetupError
 from stager.server import Server
 
 logger = structlog.get_logger()
@@ -57,6 +57,7 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
     """Run until told to stop (or, once, until nothing is left to do); return the exit code."""
     signals = Signals()
     signals.install()
+    bad = 0
     while True:
         server = Server(config, signals.wake)
         server.start()
@@ -74,9 +75,10 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
             break
         logger.warning("the other machines took this instance for dead: it begins anew")
         server.stop()
+        bad += server.tally.bad
     service.notify("STOPPING=1")
     server.stop()
-    return 1 if once and server.tally.bad else 0
+    return 1 if once and bad + server.tally.bad else 0
 
 
 def reload(path: Path, config: Config, server: Server) -> Config:
@@ -87,7 +89,7 @@ def reload(path: Path, config: Config, server: Server) -> Config:
         if new.paths.marks != config.paths.marks:
             raise SetupError("spool, static and results can't change while the daemon runs")
         site.check(new)
-    except SetupError as e:
+    except (SetupError, NotNow) as e:
         logger.error(f"the configuration stays as it was: {e}")
         service.notify("READY=1", "STATUS=the new configuration is not good; the old one stays")
         return config
@@ -125,6 +127,9 @@ def main(option: str | None, once: bool, check_config: bool) -> None:
     except SetupError as e:
         click.echo(str(e), err=True)
         sys.exit(2)
+    except NotNow as e:
+        click.echo(str(e), err=True)
+        sys.exit(1)
     sys.exit(code)
 
 

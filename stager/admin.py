@@ -60,6 +60,10 @@ def retry(option: str | None, as_json: bool, **chosen: Any) -> None:
 def _order_for(order: Order, option: str | None, as_json: bool) -> None:
     if bool(order.names) == order.everything:
         raise click.UsageError("give NAMEs, or --all")
+    if (order.state or order.code) and not order.everything:
+        raise click.UsageError("--state and --code go with --all")
+    if order.code and order.verb == "cancel":
+        raise click.UsageError("what is not answered has no code: --code goes with retry")
     _order(load(option, ruler=order.everything), order, as_json)
 
 
@@ -86,7 +90,8 @@ def _order(config: Config, order: Order, as_json: bool) -> None:
         name = orders.send(config.paths, order)
     except OSError as e:
         raise SetupError(f"can't drop an order: {e.strerror} ({e.filename})") from None
-    answer = client.await_answer(config.paths, name, ORDER_SECONDS)
+    uid = site.Layout.read(config.paths.marks[0]).uid
+    answer = client.await_answer(config.paths, name, uid, ORDER_SECONDS)
     if answer is None:
         click.echo("no watcherd has obeyed yet; the order stays and will be", err=True)
         sys.exit(client.TIMED_OUT)

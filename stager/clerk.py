@@ -4,8 +4,10 @@ A cancel is obeyed in place by whoever can: the instance that works on the reque
 it waits. The others are taken first, so that they are done once. Owner rules: orders.py.
 """
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +15,8 @@ import structlog
 
 from stager import durable, orders
 from stager.dispatch import Dispatcher
-from stager.errors import Cancelled
+from stager.errors import Cancelled, StagerError
+from stager.finish import finish
 from stager.layout import Claim, Waiting, is_request_name, request_name
 from stager.orders import Answer, Order, Received
 from stager.result import parse_result
@@ -34,24 +37,80 @@ class Clerk:
         self._rulers = {0, uid}
         self._outcomes: dict[str, dict[str, str]] = {}
         self._ignored: set[str] = set()
+        self._known: list[tuple[str, Claim]] | None = None
+        self._leftover = True
 
-    def obey(self) -> None:
-        """Take one look at control/ and do what can be done now."""
+    def obey(self) -> bool:
+        """Take one look at control/ and do what can be done now; True: something was done.
+
+        Each order on its own: none, however odd, keeps the daemon from its work.
+        """
         received, bad = orders.received(self.paths, self._ignored)
         for name in bad:
             log.warning("not an order; use the stager command", entry=name)
-            try:
+            self._ignored.add(name)
+            with suppress(OSError):
                 orders.remove(self.paths, self.spool.heart.inst, name)
-            except PermissionError:
-                self._ignored.add(name)
-        for item in received:
-            answer = self._cancel(item) if item.order.verb == "cancel" else self._once(item)
-            if answer is not None:
-                self._outcomes.pop(item.file, None)
-                orders.close(self.paths, self.spool.heart.inst, item.file, answer)
-                self.spool.note_published(self.paths.control)
-                log.info(f"obeyed: {item.order.verb}", uid=item.uid, outcome=answer.outcome,
-                         problem=answer.problem)  # fmt: skip
+        self._known = None
+        done = [self._alone(item, self._obey_one) for item in received]
+        for path, inst in orders.taken(self.paths).items() if received or self._leftover else ():
+            if inst == self.spool.heart.inst or self.spool.heart.dead(inst):
+                done.append(self._finish_taken(path, inst))
+        self._leftover = False
+        return any(done)
+
+    def look_for_leftovers(self) -> None:
+        """Have the next look take up orders that an instance took and could not answer."""
+        self._leftover = True
+
+    def _obey_one(self, item: Received) -> bool:
+        if item.order.verb != "cancel":
+            return orders.take(self.paths, self.spool.heart.inst, item) is not None
+        reply = self._cancel(item)
+        if reply is None:
+            return False
+        self._outcomes.pop(item.file, None)
+        orders.close(self.paths, self.spool.heart.inst, item.file, reply)
+        self._said(item, reply)
+        return True
+
+    def _finish_taken(self, path: Path, inst: str) -> bool:
+        """Carry out an order that was taken, then answer it, then let it go."""
+        if inst != self.spool.heart.inst:
+            mine = path.with_name(f"{self.spool.heart.inst}.{path.name.partition('.')[2]}")
+            if not durable.move(path, mine):
+                return False
+            path = mine
+        item = orders.read_taken(path)
+
+        def carry_out(item: Received) -> bool:
+            reply = self._once(item)
+            orders.answer(self.paths, self.spool.heart.inst, item.file, reply)
+            self._said(item, reply)
+            durable.discard(path)
+            return True
+
+        return item is not None and self._alone(item, carry_out)
+
+    def _alone(self, item: Received, call: Callable[[Received], bool]) -> bool:
+        try:
+            return call(item)
+        except (OSError, StagerError) as e:
+            log.warning(f"an order must wait: {e}", order=item.file)
+            self._leftover = True
+        except Exception:
+            log.exception("a fault of ours, met by an order", order=item.file)
+            self._ignored.add(item.file)
+        return False
+
+    def _said(self, item: Received, reply: Answer) -> None:
+        self.spool.note_published(self.paths.control)
+        log.info(
+            f"obeyed: {item.order.verb}",
+            uid=item.uid,
+            outcome=dict(itertools.islice(reply.outcome.items(), 10)),
+            problem=reply.problem,
+        )
 
     # -- cancel --------------------------------------------------------------------------------
 
@@ -61,7 +120,9 @@ class Clerk:
             return Answer(problem="only the daemon's user and root may cancel all")
         outcome = self._outcomes.setdefault(item.file, {})
         self._cancel_dropped(item, outcome)
-        pending = self._cancel_waiting(item, outcome)
+        # In both directions, as a request may be moved from one to the other meanwhile.
+        pending = self._cancel_active(item, outcome)
+        pending = self._cancel_waiting(item, outcome) or pending
         pending = self._cancel_active(item, outcome) or pending
         return None if pending else Answer({**self._ended(item, outcome), **outcome})
 
@@ -121,7 +182,7 @@ class Clerk:
             state = "waiting" if isinstance(entry, Waiting) else "active"
             if item.order.code or item.order.state not in {"", state}:
                 continue
-            if entry.arrived_ns > item.time_ns:
+            if item.order.everything and entry.arrived_ns > item.time_ns:
                 continue
             if item.order.everything or orders.matches(item.order.names, entry):
                 yield entry
@@ -136,15 +197,18 @@ class Clerk:
                 found[name] = CANCELLED if was_it else f"{TOO_LATE}{room}"
         return found
 
-    def _answered(self) -> Iterator[tuple[str, Claim]]:
-        """Yield the answered requests, in the order they came."""
+    def _answered(self) -> list[tuple[str, Claim]]:
+        """Return the answered requests, in the order they came; listed once a look."""
+        if self._known is not None:
+            return self._known
         claims = [
             (room, claim)
             for room in ROOMS
             for claim in map(Claim.parse, durable.listing(self.paths.spool / room))
             if claim
         ]
-        yield from sorted(claims, key=lambda pair: pair[1].arrived_ns)
+        self._known = sorted(claims, key=lambda pair: pair[1].arrived_ns)
+        return self._known
 
     def _may(self, item: Received, path: Path) -> bool:
         if item.uid in self._rulers:
@@ -156,10 +220,8 @@ class Clerk:
 
     # -- the others ----------------------------------------------------------------------------
 
-    def _once(self, item: Received) -> Answer | None:
-        """Take the order, then carry it out; None: another instance took it."""
-        if not orders.remove(self.paths, self.spool.heart.inst, item.file):
-            return None
+    def _once(self, item: Received) -> Answer:
+        """Carry out an order that is ours alone; doing it twice would do no harm."""
         if item.order.verb == "retry":
             return self._retry(item)
         if item.uid not in self._rulers:
@@ -180,6 +242,9 @@ class Clerk:
         """Make new requests of answered ones; of several with one NAME, of the last."""
         if item.order.everything and item.uid not in self._rulers:
             return Answer(problem="only the daemon's user and root may retry all")
+        # An answer that is not published yet would lose its claim.
+        finish(self.spool)
+        self._known = None
         outcome = dict.fromkeys(item.order.names, NOT_FOUND)
         chosen: dict[str, tuple[str, Claim]] = {}
         for room, claim in self._answered():

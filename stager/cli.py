@@ -12,7 +12,7 @@ import click
 from stager import admin, client, site
 from stager.command import DURATION, cli, common, dump, load
 from stager.config import Config
-from stager.errors import RequestError, SetupError
+from stager.errors import NotNow, RequestError, SetupError
 from stager.request import parse_request
 from stager.result import to_json
 from stager.show import Bars, explain, print_list, print_status
@@ -153,12 +153,15 @@ def main() -> None:
     except click.ClickException as e:
         e.show()
         sys.exit(client.USAGE)
-    except SetupError as e:
-        click.echo(f"stager: {e}", err=True)
-        sys.exit(client.USAGE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except SetupError as e:
+        click.echo(f"stager: {e}", err=True)
+        sys.exit(client.USAGE)
+    except (NotNow, OSError) as e:
+        click.echo(f"stager: the spool does not answer properly: {e}", err=True)
+        sys.exit(client.FAILED)
 
 
 if __name__ == "__main__":

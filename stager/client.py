@@ -35,6 +35,7 @@ EXIT = {
 }
 USAGE, FAILED, REJECTED, TIMED_OUT, NOT_FOUND, CANCELLED, INTERRUPTED = 2, 1, 3, 4, 5, 6, 130
 MISSES = 5
+ANSWERED_SECONDS = 3600.0
 WORST_FIRST = (2, 5, 4, 1, 3, 6, 0)
 
 
@@ -74,13 +75,17 @@ def drop(paths: Paths, name: str, data: bytes) -> str:
     try:
         durable.write_new(tmp, data)
         try:
-            os.link(tmp, paths.requests / file)
+            linked = durable.link(tmp, paths.requests / file)
         finally:
             durable.discard(tmp)
-    except FileExistsError:
-        raise SetupError(f"a request {name} is waiting already; use another name") from None
+        if durable.is_nfs(paths.requests):
+            # Later than a tick of the server's clock: who listed it in between is told (NFSv3).
+            time.sleep(0.03)
+            os.utime(paths.requests)
     except OSError as e:
         raise SetupError(f"can't drop a request into {paths.requests}: {e.strerror}") from None
+    if not linked:
+        raise SetupError(f"a request {name} is waiting already; use another name")
     return file
 
 
@@ -184,7 +189,21 @@ def _look(
         mine = data is None or result.request_sha256 == hashlib.sha256(data).hexdigest()
         if mine:
             return Outcome(name, EXIT[result.state], result)
-    return None if found else Outcome(name, NOT_FOUND)
+    return None if found or _is_being_answered(paths, name) else Outcome(name, NOT_FOUND)
+
+
+def _is_being_answered(paths: Paths, name: str) -> bool:
+    """Whether a request of this NAME was committed lately, and its answer is on its way."""
+    for room in ("done", "failed", "cancelled"):
+        for entry in durable.listing(paths.spool / room, touch=False):
+            claim = Claim.parse(entry)
+            if claim and name in {claim.file, request_name(claim.file), claim.request_id}:
+                try:
+                    age = time.time() - (paths.spool / room / entry).lstat().st_ctime
+                except OSError:
+                    return True
+                return age < ANSWERED_SECONDS
+    return False
 
 
 class Pulse:
@@ -228,10 +247,10 @@ def exit_code(codes: list[int]) -> int:
     return next((code for code in WORST_FIRST if code in codes), 0)
 
 
-def await_answer(paths: Paths, order: str, seconds: float) -> Answer | None:
+def await_answer(paths: Paths, order: str, uid: int, seconds: float) -> Answer | None:
     """Wait for the answer to an order."""
     end, interval = time.monotonic() + seconds, 0.02
-    while (answer := read_answer(paths, order)) is None and time.monotonic() < end:
+    while (answer := read_answer(paths, order, uid)) is None and time.monotonic() < end:
         time.sleep(interval)
         interval = min(interval * 1.5, 0.5)
     return answer

@@ -78,6 +78,7 @@ class DropBox:
                 self._moved.add(name)
             elif kind == "created":
                 self._created[name] = self._clock()
+                self._moved.discard(name)
             elif kind == "opened":
                 self._created.pop(name, None)
                 self._open.add(name)

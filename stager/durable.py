@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import secrets
-import stat
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -162,16 +162,13 @@ def remove_tree(path: Path, tries: int = 5) -> bool:
     """
     for _ in range(tries):
         try:
-            for name in listing(path):
-                child = path / name
-                if stat.S_ISDIR(os.lstat(child).st_mode):
-                    remove_tree(child, 1)
-                else:
-                    os.unlink(child)
-            os.rmdir(path)
+            # By file descriptors: nobody can swap a link in underneath.
+            shutil.rmtree(path)
         except FileNotFoundError:
             if path.name not in listing(path.parent):
                 return True
+        except RecursionError:
+            return False
         except OSError as e:
             if e.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ESTALE, errno.EBUSY}:
                 raise

@@ -17,7 +17,8 @@ the daemon does with the request that met it) and a `hint` (what a person does n
     |-- BuildBusy                parked until the build's token is free
     |-- Stopping                 given back
     `-- TakenOver                dropped in silence: somebody else answers
-    SetupError                   the program cannot start: exit code 2
+    SetupError                   the program cannot start as it is set up: exit code 2
+    NotNow                       it cannot start now: exit code 1, systemd tries again
 """
 
 from dataclasses import dataclass
@@ -227,6 +228,10 @@ class TakenOver(StagerError):
     """The claim or the token is no longer ours."""
 
     then = Then.DROP
+
+
+class NotNow(Exception):
+    """The program cannot start now, but may later, as it is set up; exit code 1."""
 
 
 class SetupError(Exception):

@@ -1,6 +1,7 @@
 """The finisher: publishes the answers of committed claims whose owner died before it could."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from stager import durable, result
@@ -20,8 +21,9 @@ def finish(spool: Spool) -> int:
     finished = 0
     for room in ROOMS if pending else ():
         for name in set(durable.listing(spool.paths.spool / room)) & set(pending):
-            _finish_one(spool, pending.pop(name), spool.paths.spool / room)
-            finished += 1
+            with suppress(IsADirectoryError):
+                _finish_one(spool, pending.pop(name), spool.paths.spool / room)
+                finished += 1
     return finished
 
 

@@ -157,6 +157,11 @@ class Heart:
                 {self.inst, *(i for i, s in self._seen.items() if not self._judge(s))},
             )
 
+    def cloned(self) -> set[str]:
+        """Return the instances of other machines that have this machine's id."""
+        with self._lock:
+            return {inst for inst, seen in self._seen.items() if seen.cloned}
+
     def bury(self, busy: set[str]) -> list[str]:
         """Remove the heartbeat files of the dead who own nothing any more."""
         with self._lock:

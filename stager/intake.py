@@ -5,6 +5,7 @@ even while every worker is busy.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -60,18 +61,25 @@ class Intake:
     def orphans(self) -> Iterator[Case]:
         """Take up the claims of the dead, and ours that no worker holds."""
         spool = self.tools.spool
+        fault: Exception | None = None
         for orphan in spool.orphans(spool.active()):
-            claim = spool.take_over(orphan)
-            if claim is None:
+            try:
+                claim = spool.take_over(orphan)
+                if claim and orphan.inst != self.tools.heart.inst:
+                    log.info("took over", request_id=claim.request_id, owner=orphan.inst)
+                case = self.admit(claim) if claim else None
+            except (OSError, MachineFault) as e:
+                # One of them must not keep the others waiting.
+                fault = e
                 continue
-            if orphan.inst != self.tools.heart.inst:
-                log.info("took over", request_id=claim.request_id, owner=orphan.inst)
-            if case := self.admit(claim):
+            if case:
                 yield case
+        if fault:
+            raise fault
 
     def admit(self, claim: Claim) -> Case | None:
         """Read a claim of ours; None: it is answered, or gone."""
-        try:
+        with self._held(claim):
             case = self.read(claim)
             if case is None:
                 return None
@@ -80,6 +88,12 @@ class Intake:
                 self.settle(case, case.error)
                 return None
             return None if self._answered_at_once(case) else case
+
+    @contextmanager
+    def _held(self, claim: Claim) -> Iterator[None]:
+        """Let go of a claim where something fails, so that it is adopted."""
+        try:
+            yield
         except BaseException:
             self.tools.spool.drop(claim)
             raise
@@ -93,9 +107,12 @@ class Intake:
         except FileNotFoundError:
             spool.drop(claim)
             return None
-        except StaleOpen:
+        except (StaleOpen, OSError) as e:
+            # Something about this file: a stale name, somebody's lease on it, a bad sector. It is
+            # looked at again later; if it is the filesystem, the move says so.
             due = self.tools.heart.server_now() + STALE_OPEN_SECONDS
             spool.put_back(claim, PRIORITIES["normal"], due, uid, claim.a)
+            log.warning(f"can't read a request now: {e}", request_id=claim.request_id)
             return None
         except RequestError as e:
             return Case(claim, Dropped(b"", uid), error=e)
@@ -121,11 +138,14 @@ class Intake:
     def resume(self, waiting: Waiting) -> Case | None:
         """Claim a waiting request; None: somebody else has it, or it is answered now."""
         claim = self.tools.spool.resume(waiting)
-        case = self.read(claim) if claim else None
-        if case is not None and case.error is not None:
-            self.settle(case, case.error)
+        if claim is None:
             return None
-        return case
+        with self._held(claim):
+            case = self.read(claim)
+            if case is not None and case.error is not None:
+                self.settle(case, case.error)
+                return None
+            return case
 
     def end(self, waiting: Waiting, error: StagerError) -> bool:
         """Claim a waiting request and answer it with an error; False: somebody else has it."""
@@ -134,11 +154,12 @@ class Intake:
 
     def end_claim(self, claim: Claim, error: StagerError) -> bool:
         """Answer a claim of ours with an error; False: it is gone."""
-        case = self.read(claim)
-        if case is None:
-            return False
-        self.settle(case, case.error or error)
-        return True
+        with self._held(claim):
+            case = self.read(claim)
+            if case is None:
+                return False
+            self.settle(case, case.error or error)
+            return True
 
     def settle(self, case: Case, error: StagerError) -> None:
         """Answer a claimed request with an error, here and now."""

@@ -127,9 +127,9 @@ class Locks:
         stem = f"{self.heart.inst}.{nonce()}"
         directory, file = (self.paths.static_tmp / f"{stem}.{kind}" for kind in "dt")
         durable.make_dir(directory)
-        durable.write_new(file, b"")
-        durable.move(file, directory / str(Token(0)))
         try:
+            durable.write_new(file, b"")
+            durable.move(file, directory / str(Token(0)))
             directory.rename(self.paths.locks / key)
         except OSError as e:
             durable.remove_tree(directory)

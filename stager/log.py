@@ -1,8 +1,10 @@
 """The daemon's log: one line an event, on stderr; text, journal levels or JSON."""
 
+import io
 import logging
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -34,9 +36,22 @@ def set_up(form: str, level: str) -> None:
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_Stderr()),
         cache_logger_on_first_use=False,
     )
+
+
+class _Stderr(io.TextIOBase):
+    """stderr that never fails: a full disk below the log must not stop the daemon."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def _under_journal() -> bool:

@@ -115,14 +115,17 @@ class Marker:
             lines = self.listed(build, without)
             if lines == self.read_flag(build):
                 return
-            new = work.file()
-            text = "".join(f"{line}\n" for line in lines)
-            durable.write_new(new, text.encode("utf-8", "surrogateescape"))
-            work.check()
-            _put(new, self.paths.target(build) / FLAG, lambda: self.read_flag(build) == lines)
-            durable.sync_dir(self.paths.target(build))
+            self._replace_flag(work, build, lines)
         if self.listed(build, without) != self.read_flag(build):
             raise StorageError(f"the flag of {build.target} does not keep what is written to it")
+
+    def _replace_flag(self, work: Work, build: Build, lines: list[str]) -> None:
+        new, target = work.file(), self.paths.target(build)
+        text = "".join(f"{line}\n" for line in lines)
+        durable.write_new(new, text.encode("utf-8", "surrogateescape"))
+        work.check()
+        _put(new, target / FLAG, lambda: self.read_flag(build) == lines)
+        durable.sync_dir(target)
 
     def is_true(self, build: Build) -> bool:
         """Whether the flag lists what it should."""

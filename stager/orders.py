@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from stager import durable
 from stager.layout import Claim, Paths, Waiting, request_name
 
 MAX_BYTES = 64 * 1024
-AT_ONCE = 200
+AT_ONCE = 20
+MOST_NAMES = 1000
 _NAME = re.compile(r"[a-z2-7]{8,32}\.order")
+_TAKEN = re.compile(r"(?P<inst>[A-Za-z0-9-]+)\.[a-z2-7]+\.[a-z2-7]{8,32}\.order")
 VERBS = ("cancel", "retry", "pause", "resume")
 
 
@@ -65,12 +67,18 @@ def send(paths: Paths, order: Order) -> str:
     return name
 
 
-def read_answer(paths: Paths, name: str) -> Answer | None:
-    """Return an order's answer if it is there, by a fresh listing."""
-    file = f"{name}.answer"
-    if file not in durable.listing(paths.control, touch=False):
+def read_answer(paths: Paths, name: str, uid: int) -> Answer | None:
+    """Return an order's answer if it is there, by a fresh listing; only the daemon's counts."""
+    file = paths.control / f"{name}.answer"
+    if file.name not in durable.listing(paths.control, touch=False):
         return None
-    return Answer(**json.loads(durable.read_file(paths.control / file)))
+    try:
+        info = os.lstat(file)
+        if not stat.S_ISREG(info.st_mode) or info.st_uid not in {0, uid}:
+            return None
+        return Answer(**json.loads(durable.read_file(file)))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def received(paths: Paths, without: set[str]) -> tuple[list[Received], list[str]]:
@@ -108,17 +116,50 @@ def _read(path: Path) -> Received | str | None:
         order = Order(**fields)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return path.name
-    if order.verb not in VERBS or len(data) > MAX_BYTES or len(order.names) > 1000:
+    texts = (order.verb, order.state, order.code, order.host)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(order.everything, bool):
+        return path.name
+    if order.verb not in VERBS or len(data) > MAX_BYTES or len(order.names) > MOST_NAMES:
         return path.name
     return Received(path.name, order, info.st_uid, info.st_ctime_ns)
 
 
-def close(paths: Paths, inst: str, file: str, answer: Answer) -> None:
-    """Answer an order (the first answer stays) and take it away."""
+def take(paths: Paths, inst: str, item: Received) -> Path | None:
+    """Take an order for oneself; None: somebody else did."""
+    mine = paths.tmp / f"{inst}.{durable.nonce()}.{item.file}"
+    return mine if durable.move(paths.control / item.file, mine) else None
+
+
+def taken(paths: Paths) -> dict[Path, str]:
+    """Return the orders that were taken and not answered yet, each with its taker."""
+    found = (_TAKEN.fullmatch(name) for name in durable.listing(paths.tmp))
+    return {paths.tmp / m[0]: m["inst"] for m in found if m}
+
+
+def read_taken(path: Path) -> Received | None:
+    """Read an order that was taken."""
+    item = _read(path)
+    if not isinstance(item, Received):
+        return None
+    return replace(item, file=".".join(path.name.split(".")[2:]))
+
+
+def answer(paths: Paths, inst: str, file: str, reply: Answer) -> None:
+    """Answer an order; the daemon's first answer stays, what others put there does not."""
+    target = paths.control / f"{file.removesuffix('.order')}.answer"
     tmp = paths.tmp / f"{inst}.{durable.nonce()}"
-    durable.write_new(tmp, json.dumps(asdict(answer)).encode())
-    durable.link(tmp, paths.control / f"{file.removesuffix('.order')}.answer")
-    durable.discard(tmp)
+    durable.write_new(tmp, json.dumps(asdict(reply)).encode())
+    try:
+        if not durable.link(tmp, target) and os.lstat(target).st_uid != os.geteuid():
+            remove(paths, inst, target.name)
+            durable.link(tmp, target)
+    finally:
+        durable.discard(tmp)
+
+
+def close(paths: Paths, inst: str, file: str, reply: Answer) -> None:
+    """Answer an order and take it away."""
+    answer(paths, inst, file, reply)
     remove(paths, inst, file)
 
 
@@ -129,7 +170,8 @@ def remove(paths: Paths, inst: str, file: str) -> bool:
         return False
     if stat.S_ISDIR(os.lstat(grave).st_mode):
         durable.remove_tree(grave)
-    durable.discard(grave)
+    else:
+        durable.discard(grave)
     return True
 
 

@@ -17,7 +17,7 @@ from stager.clerk import Clerk
 from stager.config import Config
 from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
-from stager.errors import MachineFault, SetupError
+from stager.errors import MachineFault, NotNow, SetupError
 from stager.finish import finish
 from stager.instance import Buried, Heart
 from stager.intake import Intake, Tally
@@ -44,7 +44,7 @@ class Server:
         self.spool = Spool(self.paths, self.heart)
         self.dropbox = DropBox(self.paths.requests, config.settle)
         self.watch = Watch(self.paths.requests, config.watch, config.rescan, self.dropbox.note)
-        self.watch.wake = wake
+        self.watch.wake, self.watch.orders = wake, self.paths.control
         self.locks, self.room = Locks(self.paths, self.heart), Room(self.paths.static, config)
         tools = self._tools()
         self.dispatcher = Dispatcher(tools, Intake(tools, self.dropbox), wake.set)
@@ -57,6 +57,7 @@ class Server:
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._next_rescan = self._next_status = 0.0
         self._dead: set[str] = set()
+        self._cloned: set[str] = set()
         self._freeing: set[str] = set()
         self._keys: list[str] = []
         self._last_scan = time.time()
@@ -90,11 +91,12 @@ class Server:
                 self._next_rescan = now + self.watch.jittered_rescan()
                 self._rescan()
             with durable.storage():
-                self.clerk.obey()
+                if self.clerk.obey():
+                    self._look_for_pause()
                 self.dispatcher.turn(claim=not self.paused)
                 self.spool.touch_published()
                 self._publish_status()
-        except (MachineFault, SetupError) as e:
+        except (MachineFault, SetupError, NotNow) as e:
             self._say_fault(str(e))
         except Buried:
             self.buried = True
@@ -112,8 +114,9 @@ class Server:
             self.watch.wait(random.uniform(0.5, 1.0))
             return
         server_now = self.heart.server_now()
+        takes_in = self.dispatcher.takes_in and not self.paused
         due = min(
-            self.dropbox.next_due(),
+            self.dropbox.next_due() if takes_in else float("inf"),
             self.dispatcher.backlog.next_wake(server_now),
             self._next_rescan - time.monotonic(),
         )
@@ -123,6 +126,13 @@ class Server:
 
     def idle(self) -> bool:
         """Whether nothing is left that this instance could answer, now or later (--once)."""
+        try:
+            return self._is_idle()
+        except MachineFault as e:
+            self._say_fault(str(e))
+            return False
+
+    def _is_idle(self) -> bool:
         if self.fault or self.dispatcher.running:
             return False
         if self.paused:
@@ -130,7 +140,9 @@ class Server:
         with durable.storage():
             if self.dispatcher.backlog.entries or self.dropbox.settling()[0]:
                 return False
-            others = [c for c in self.spool.active() if c.inst != self.heart.inst]
+            others = self.spool.active()
+            if any(c.inst == self.heart.inst for c in others):
+                return False
             if any(not self.heart.proven(c.inst) for c in others):
                 return False
             self.dropbox.settled(0)
@@ -158,6 +170,7 @@ class Server:
         try:
             with durable.storage():
                 self.dispatcher.close()
+                self.spool.touch_last()
                 self._ended.set()
                 self._pulse.join(self.config.heartbeat)
                 status = self.paths.instances / f"{self.heart.inst}.status"
@@ -213,20 +226,27 @@ class Server:
         self._last_scan = time.time()
         with durable.storage():
             self.watch.arm()
-            hosts = {self.heart.identity.host, self.heart.identity.host.split(".")[0]}
-            paused = orders.paused(self.paths, hosts)
-            if paused != self.paused:
-                log.info("paused" if paused else "resumed")
-            self.paused = paused
+            self._look_for_pause()
             self.dispatcher.adopt()
             finish(self.spool)
+            self.clerk.look_for_leftovers()
             busy = {claim.inst for claim in self.spool.active()}
+            for inst in self.heart.cloned() - self._cloned:
+                self._cloned.add(inst)
+                log.warning("two machines have one machine id: give each its own", instance=inst)
             for inst in self.heart.bury(busy):
                 log.info("an instance is gone", instance=inst)
                 self._dead.add(inst)
             self._free_tokens()
             for path in self.sweeper.sweep():
                 log.info("swept", path=str(path))
+
+    def _look_for_pause(self) -> None:
+        hosts = {self.heart.identity.host, self.heart.identity.host.split(".")[0]}
+        paused = orders.paused(self.paths, hosts)
+        if paused != self.paused:
+            log.info("paused" if paused else "resumed")
+        self.paused = paused
 
     def _free_tokens(self) -> None:
         """Free what the buried held, some builds at a time: there may be many thousands."""
@@ -253,7 +273,11 @@ class Server:
         self._next_status = now + STATUS_SECONDS
         tmp = self.paths.tmp / f"{self.heart.inst}.{durable.nonce()}"
         durable.write_new(tmp, json.dumps(self._status()).encode(), sync=False)
-        os.rename(tmp, self.paths.instances / f"{self.heart.inst}.status")
+        try:
+            os.rename(tmp, self.paths.instances / f"{self.heart.inst}.status")
+        except OSError:
+            durable.discard(tmp)
+            raise
 
     def _status(self) -> dict[str, Any]:
         backlog = self.dispatcher.backlog

@@ -5,6 +5,7 @@ has a LAYOUT file with the same set id.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -15,10 +16,12 @@ import yaml
 
 from stager import durable
 from stager.config import Config
-from stager.errors import SetupError
+from stager.errors import NotNow, SetupError
 from stager.layout import Paths
 
 VERSION = 1
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
+"""Errors that go away by themselves, or when somebody makes room."""
 OPEN_MODE = 0o1777
 GROUP_MODE = 0o3770
 
@@ -54,7 +57,8 @@ class Layout:
                 f"no {path}: the filesystem is not mounted, or nothing was set up; {run}"
             ) from None
         except OSError as e:
-            raise SetupError(f"can't read {path}: {e.strerror}") from None
+            kind = NotNow if e.errno in PASSING else SetupError
+            raise kind(f"can't read {path}: {e.strerror}") from None
         except (yaml.YAMLError, KeyError, TypeError, ValueError):
             raise SetupError(f"{path} is not a layout file; {run} in a new place") from None
 
@@ -146,6 +150,8 @@ def _probe(source: Path, target: Path, what: str) -> None:
         os.link(first, second)
         os.rename(second, there)
     except OSError as e:
+        if e.errno in PASSING:
+            raise NotNow(f"{what}: {e.strerror} ({e.filename})") from None
         raise SetupError(
             f"{what}: {e.strerror} ({e.filename}): both must be writable, on one filesystem "
             f"that has hard links"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stager import durable, result
 from stager.durable import nonce
-from stager.errors import Problem, RequestError, TakenOver, UnreadableRequest
+from stager.errors import Problem, RequestError, StorageError, TakenOver, UnreadableRequest
 from stager.instance import Heart
 from stager.layout import RETRY, Claim, Paths, Waiting, can_name_result, request_name
 from stager.request import MAX_BYTES
@@ -92,6 +92,9 @@ class Spool:
         except FileNotFoundError:
             self.drop(claim)
             return None
+        except BaseException:
+            self.drop(claim)
+            raise
 
     def take_again(self, room: str, old: Claim) -> Claim | None:
         """Claim an answered request once more, as a new request of the same bytes and owner."""
@@ -128,7 +131,7 @@ class Spool:
         with os.fdopen(fd, "rb") as f:
             opened = os.fstat(f.fileno())
             self._check_inode(claim, opened.st_ino)
-            if opened.st_nlink > 1 and not opened.st_mode & 0o004 and claim.g == 1:
+            if opened.st_nlink > 1 and not opened.st_mode & 0o004:
                 hint = "copy it, don't link it: the file has a second name, and is not public"
                 raise RequestError([Problem("a hard link to a file that is not public")], hint)
             try:
@@ -182,7 +185,8 @@ class Spool:
         tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
         durable.write_new(tmp, result.to_yaml(answer, claim))
         private = self.paths.private / str(claim)
-        durable.move(tmp, private)
+        if not durable.move(tmp, private):
+            raise StorageError("an answer that was just written is gone")
         durable.sync_dir(self.paths.private)
         self.heart.confirm()
         room = self._room(answer.state)
@@ -218,6 +222,12 @@ class Spool:
             if time.monotonic() - since > TICK_SECONDS:
                 self._published.pop(directory, None)
                 os.utime(directory)
+
+    def touch_last(self) -> None:
+        """Touch what is left to touch, before the end."""
+        if self.nfs and self._published:
+            time.sleep(TICK_SECONDS * 1.5)
+            self.touch_published()
 
     # -- looking -------------------------------------------------------------------------------
 

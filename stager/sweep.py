@@ -36,9 +36,12 @@ class Sweeper:
                 suspects[path] = since
         for path, since in list(suspects.items()):
             if now - since > self.heart.lease:
-                self._remove(path)
-                removed.append(path)
-                del suspects[path]
+                if self._remove(path):
+                    removed.append(path)
+                    del suspects[path]
+                else:
+                    # Not to be moved by us: asked again a lease later.
+                    suspects[path] = now
         self._suspects = suspects
         return removed
 
@@ -89,21 +92,21 @@ class Sweeper:
             if names.fullmatch(name):
                 try:
                     age = self.heart.server_now() - os.lstat(directory / name).st_ctime
-                except FileNotFoundError:
+                except OSError:
                     continue
                 if age > seconds:
                     yield directory / name
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, path: Path) -> bool:
         """Rename away, then remove: what comes back late under the old name stays nobody's."""
         home = self.paths.static_tmp if self.paths.stager in path.parents else self.paths.tmp
         grave = home / f"{self.heart.inst}.{durable.nonce()}"
         try:
-            moved = durable.move(path, grave)
-        except PermissionError:
-            return
-        if moved:
+            if not durable.move(path, grave):
+                return True
             if grave.is_dir() and not grave.is_symlink():
-                durable.remove_tree(grave)
-            else:
-                durable.discard(grave)
+                return durable.remove_tree(grave)
+        except OSError:
+            return False
+        durable.discard(grave)
+        return True

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
 from watchdog.events import (
     FileClosedEvent,
     FileClosedNoWriteEvent,
@@ -24,6 +25,8 @@ from watchdog.observers.inotify import InotifyFullEmitter
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
 from stager import durable
+
+log = structlog.get_logger()
 
 LOCAL_RESCAN_SECONDS = 15.0
 NETWORK_RESCAN_SECONDS = 3.0
@@ -56,6 +59,8 @@ class Watch(FileSystemEventHandler):
         self, directory: Path, mode: str, rescan: float | None, note: Callable[[str, str], bool]
     ) -> None:
         self.directory, self._note = directory, note
+        self.orders: Path | None = None
+        """A second directory whose new names wake the loop."""
         network = durable.is_network(directory)
         self.kind = durable.filesystem_kind(directory)
         self.mode = mode if mode != "auto" else "poll" if network else "inotify"
@@ -75,8 +80,16 @@ class Watch(FileSystemEventHandler):
             return
         self.disarm()
         observer = BaseObserver(_Emitter)
-        observer.schedule(self, str(self.directory))
-        observer.start()
+        try:
+            observer.schedule(self, str(self.directory))
+            if self.orders is not None:
+                observer.schedule(self, str(self.orders))
+            observer.start()
+        except OSError as e:
+            # Watches or instances are used up: the timer sees everything, only later.
+            log.warning(f"no events of the drop box, polling instead: {e.strerror}")
+            self.mode = "poll"
+            return
         self._observer, self._identity = observer, identity
 
     def disarm(self) -> None:
@@ -89,8 +102,14 @@ class Watch(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         """Pass a hint on; runs in the observer's thread."""
         kind = _KINDS.get(type(event))
-        path = event.dest_path if kind == "moved" else event.src_path
-        if kind and path and self._note(kind, os.path.basename(os.fsdecode(path))):
+        path = os.fsdecode(event.dest_path if kind == "moved" else event.src_path)
+        directory, name = os.path.split(path)
+        if not kind or not name:
+            return
+        if self.orders is not None and directory == str(self.orders):
+            if name.endswith(".order") and kind != "read":
+                self.wake.set()
+        elif self._note(kind, name):
             self.wake.set()
 
     def wait(self, seconds: float) -> bool:

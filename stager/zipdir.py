@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from stager.errors import ArchiveCorrupt, ImageNotInArchive
 
 TAIL_BYTES = 1024
-MAX_DIRECTORY_BYTES = 64 << 20
+MAX_DIRECTORY_BYTES = 4 << 20
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _REFUSED_FLAGS = {0x1: "encrypted", 0x20: "a patch", 0x40: "encrypted", 0x2000: "encrypted"}
