@@ -1,27 +1,20 @@
 """What people and malice put into a drop box and into control/, besides good requests.
 
 Every entry is made by a function of a path and of the `Yard` outside the spool that it may point
-at. SECRET stands in all contents (but never where the contract has a text quoted): nothing that
-the daemon writes may show it.
+at. SECRET stands in all contents (but never where the contract has a text quoted).
 """
 
-import hashlib
 import json
 import os
 import socket
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from lab import BUCKET, BUILD, NOBODY
+from lab import BUCKET, BUILD
+from yard import GOOD, HEAD, SECRET, STRANGER, Yard
 
-SECRET = "hunter2-kqxjz"
-STRANGER = 65533
-OLD_NS = 1_000_000_000 * 10**9
-HEAD = f"build: {BUILD}\nimages: [test]\n"
-GOOD = f"{HEAD}note: {SECRET}\n".encode()
 ALIASES = "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
     for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -30,55 +23,6 @@ MERGES = "".join(
     f"{new}: &{new} {{<<: [{', '.join([f'*{old}'] * 9)}], k{new}: 1}}\n"
     for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
-
-
-@dataclass(frozen=True)
-class Yard:
-    """The surroundings of a spool: files that are nobody's business."""
-
-    root: Path
-    owner: int
-    """The daemon's uid."""
-
-    def lay_out(self) -> "Yard":
-        """Make the files; return self."""
-        self.root.mkdir()
-        for name, mode, uid in (
-            ("target.yaml", 0o644, 0),
-            ("secret-target.yaml", 0o600, self.owner),
-            ("public.yaml", 0o644, 0),
-            ("daemons.yaml", 0o600, self.owner),
-            ("group.yaml", 0o640, self.owner),
-            ("private.yaml", 0o600, NOBODY),
-        ):
-            path = self.root / name
-            path.write_bytes(GOOD)
-            path.chmod(mode)
-            os.chown(path, uid, -1)
-        (self.root / "folder").mkdir()
-        (self.root / "folder/target.yaml").write_bytes(GOOD)
-        return self
-
-    def forget_reads(self) -> None:
-        """Set the access times back, so that the next read shows (relatime or not)."""
-        for path in self.root.rglob("*target.yaml"):
-            os.utime(path, ns=(OLD_NS, path.stat().st_mtime_ns))
-
-    def reads(self) -> list[str]:
-        """Return the targets of symbolic links that were read since."""
-        targets = self.root.rglob("*target.yaml")
-        return [path.name for path in targets if path.stat().st_atime_ns != OLD_NS]
-
-
-def snapshot(root: Path) -> dict[str, tuple[int, int, int, str]]:
-    """Return mode, owner, time of change and content of everything below a directory."""
-    found = {}
-    for path in sorted(root.rglob("*")):
-        info = path.lstat()
-        regular = stat.S_ISREG(info.st_mode)
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if regular else ""
-        found[str(path)] = (info.st_mode, info.st_uid, info.st_mtime_ns, content)
-    return found
 
 
 Make = Callable[[Path, Yard], None]
@@ -113,13 +57,13 @@ def hard_link(name: str, path: Path, yard: Yard) -> None:
     os.link(yard.root / name, path)
 
 
-def fifo(path: Path, yard: Yard) -> None:
+def fifo(path: Path, _: Yard) -> None:
     """Make a named pipe that everybody may open."""
     os.mkfifo(path)
     path.chmod(0o666)
 
 
-def unix_socket(path: Path, yard: Yard) -> None:
+def unix_socket(path: Path, _: Yard) -> None:
     """Make a listening socket's name."""
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
@@ -133,7 +77,7 @@ def folder(owner: int | None, filled: bool, path: Path, yard: Yard) -> None:
     os.chown(path, yard.owner if owner is None else owner, -1)
 
 
-def unreadable(path: Path, yard: Yard) -> None:
+def unreadable(path: Path, _: Yard) -> None:
     """Write a file that only its owner may read."""
     path.touch(0o600)
     os.chown(path, STRANGER, -1)
@@ -265,9 +209,7 @@ def entries(owner: int) -> dict[str, Bad]:
         "unreadable": Bad(unreadable, either),
     }
     names = ("daemons.yaml", "group.yaml", "private.yaml")
-    return kinds | {
-        f"hard-link-{name}": Bad(partial(hard_link, name), either) for name in names
-    }
+    return kinds | {f"hard-link-{name}": Bad(partial(hard_link, name), either) for name in names}
 
 
 UNSAFE_NAMES: dict[str, bytes] = {
@@ -316,9 +258,3 @@ class Crowd:
         for raw in UNSAFE_NAMES.values():
             Path(os.fsdecode(bytes(box) + b"/" + raw)).write_bytes(f"- {SECRET}\n".encode())
             self.unsafe += 1
-
-
-def written_by_daemon(root: Path) -> Iterator[tuple[Path, str]]:
-    """Yield what daemons wrote for others to read: answers, states and their logs."""
-    for path in [*root.glob("results/*"), *root.glob("spool/instances/*"), *root.glob("*.log")]:
-        yield path, path.read_text(errors="replace")

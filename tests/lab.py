@@ -4,14 +4,17 @@ Nothing is simulated: daemons and client commands are processes, started with th
 code; every wait has a deadline and fails with what the daemon said.
 """
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +39,7 @@ FILES = {
 }
 NOBODY = 65534
 DEADLINE = 30.0
+_numbers = itertools.count()
 T = TypeVar("T")
 
 
@@ -260,6 +264,12 @@ class Lab:
         tmp.rename(self.requests / f"{name}{suffix}")
         return name
 
+    def ask(
+        self, build: str = BUILD, images: Sequence[str] = ("test",), **more: Any
+    ) -> dict[str, Any]:
+        """Drop a request under a NAME of its own and return the answer."""
+        return self.result(self.drop(f"ask-{next(_numbers)}", build, images, **more))
+
     def result(self, name: str, seconds: float = DEADLINE) -> dict[str, Any]:
         """Wait for the answer to NAME and return it."""
         path = self.root / "results" / f"{name}.yaml"
@@ -281,6 +291,21 @@ class Lab:
         """Return the names of the instances that have a heartbeat file."""
         beats = [name.rpartition(".") for name in self.spool("instances")]
         return sorted(inst for inst, _, count in beats if count.isdigit())
+
+    def bury(self, inst: str) -> None:
+        """Take an instance's heartbeat file away, as one that takes it for dead does."""
+        room = self.root / "spool/instances"
+
+        def taken() -> bool:
+            for beat in self.spool("instances"):
+                name, _, count = beat.rpartition(".")
+                if name == inst and count.isdigit():
+                    with suppress(FileNotFoundError):  # it beat meanwhile
+                        (room / beat).unlink()
+                        return True
+            return False
+
+        until(taken, f"the heartbeat file of {inst}")
 
     def listing(self) -> str:
         """Say what stands in the spool, for failures."""
@@ -305,3 +330,18 @@ class Lab:
         rooms = [self.root / "spool" / r for r in ("active", "waiting", "private", "tmp")]
         rooms += [self.root / "static/.stager" / r for r in ("work", "tmp")]
         return not any(os.listdir(room) for room in rooms)
+
+
+@contextmanager
+def serving(**settings: Any) -> Iterator[Lab]:
+    """Have a lab with one daemon for many tests, each with a build of its own."""
+    root = Path(tempfile.mkdtemp(prefix="watcherd-test-"))
+    root.chmod(0o755)
+    lab = Lab(root, settings).init()
+    try:
+        with lab.running():
+            yield lab
+        assert lab.is_clean(), lab.listing()
+    finally:
+        lab.end()
+        shutil.rmtree(root)

@@ -2,20 +2,18 @@
 
 import itertools
 import os
-import stat
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from crowd import CONTENTS, SECRET, STRANGER, Bad, Crowd, Yard, entries, folder, hard_link
-from crowd import snapshot, unreadable, written_by_daemon
+from crowd import Crowd, Make, content, fifo, hard_link, link_to
 from lab import BUCKET, Daemon, Lab, until
+from yard import GOOD, SECRET, meanwhile, never_settling, snapshot, start, written_by_daemon
 
 DAEMON = 65531
+UIDS = pytest.mark.parametrize("user", [None, DAEMON], ids=["root", "unprivileged"])
 BUILDS = [f"gs://{BUCKET}/x86-alex-release/R23-{n}.0.0" for n in range(5)]
 MOST_GROWTH_KIB = 48 * 1024
 
@@ -31,34 +29,7 @@ def open_files(daemon: Daemon) -> int:
     return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
 
 
-@contextmanager
-def never_settling(box: Path, names: list[str]) -> Iterator[None]:
-    """Have files that grow all the time, each written to without an end."""
-    with_end = threading.Event()
-    files = [(box / f"{name}.yaml").open("ab", buffering=0) for name in names]
-
-    def grow() -> None:
-        while not with_end.wait(0.02):
-            for file in files:
-                file.write(f"# {SECRET}".encode())
-
-    thread = threading.Thread(target=grow)
-    thread.start()
-    try:
-        yield
-    finally:
-        with_end.set()
-        thread.join()
-        for file in files:
-            file.close()
-
-
-def start(root: Path, user: int | None) -> tuple[Lab, Yard]:
-    """Set up a lab for a daemon of this uid, beside a yard."""
-    return Lab(root, user=user).init(), Yard(root / "yard", user or 0).lay_out()
-
-
-@pytest.mark.parametrize("user", [None, DAEMON], ids=["root", "unprivileged"])
+@UIDS
 def test_twenty_good_requests_are_staged_among_two_hundred_bad_entries(
     public_dir: Path, user: int | None
 ) -> None:
@@ -112,3 +83,49 @@ def unsafe_answers(lab: Lab, count: int) -> list[dict[str, str]]:
     if len(ids) < count or not all(path.exists() for path in paths):
         return []
     return [yaml.load(path.read_bytes(), yaml.BaseLoader) for path in paths]
+
+
+def test_a_name_that_changes_its_kind_all_the_time_is_answered_each_time(public_dir: Path) -> None:
+    lab, yard = start(public_dir, DAEMON)
+    lab.archive()
+    kinds: Iterator[Make] = itertools.cycle([
+        partial(content, GOOD),
+        partial(link_to, "{yard}/target.yaml"),
+        fifo,
+        partial(hard_link, "daemons.yaml"),
+        partial(link_to, "{yard}/secret-target.yaml"),
+    ])  # fmt: skip
+    flips = itertools.count()
+
+    def flip() -> None:
+        new = lab.requests / f".{next(flips)}"
+        next(kinds)(new, yard)
+        os.rename(new, lab.requests / "x.yaml")
+        new.unlink(missing_ok=True)  # two names of one file do not replace each other
+
+    with lab.running():
+        before = snapshot(yard.root)
+        yard.forget_reads()
+        with meanwhile(flip, 0.002):
+            until(lambda: len(lab.ended("x")) > 100, "a hundred answers")
+        until(lambda: not os.listdir(lab.requests) and lab.is_clean(), "the last answer")
+    ends = [lab.root / "spool/done" / name for name in lab.spool("done")]
+    assert ends
+    assert all(path.is_file() and not path.is_symlink() for path in ends)
+    assert {path.stat().st_nlink for path in ends} == {1}
+    assert yard.reads() == []
+    assert snapshot(yard.root) == before
+
+
+@pytest.mark.parametrize("watch", ["inotify", "poll"])
+def test_a_crowd_that_does_not_settle_keeps_nobody_out(lab: Lab, watch: str) -> None:
+    lab.archive()
+    lab.write_config(watch=watch)
+    for number in range(20):
+        (lab.requests / f"good-{number}.yaml").write_bytes(GOOD)
+    for number in range(4_500):  # no end of line: they may be written to for a while
+        (lab.requests / f"slow-{number}.yaml").write_bytes(b"-")
+    with lab.running():
+        answers = [lab.result(f"good-{number}", 10) for number in range(20)]
+        assert len(os.listdir(lab.requests)) == 4_500
+    assert {answer["state"] for answer in answers} <= {"staged", "already_staged"}
