@@ -90,8 +90,7 @@ def _order(config: Config, order: Order, as_json: bool) -> None:
         name = orders.send(config.paths, order)
     except OSError as e:
         raise SetupError(f"can't drop an order: {e.strerror} ({e.filename})") from None
-    uid = site.Layout.read(config.paths.marks[0]).uid
-    answer = client.await_answer(config.paths, name, uid, ORDER_SECONDS)
+    answer = client.await_answer(config.paths, name, ORDER_SECONDS)
     if answer is None:
         click.echo("no watcherd has obeyed yet; the order stays and will be", err=True)
         sys.exit(client.TIMED_OUT)

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from stager.errors import ArchiveMissing, StagerError
+from stager.errors import REASONS, ArchiveMissing, StagerError, Then
 from stager.layout import Waiting
 from stager.request import Request
 
@@ -145,7 +145,7 @@ class Backlog:
     ) -> None:
         """Make the requests of a target or an archive wait."""
         until = self._clock() + seconds
-        self.lulls[key] = Lull(error.message, until, seconds, error, looked_at)
+        self.lulls[key] = Lull(_reason(error, seconds), until, seconds, error, looked_at)
 
     def judge(self, archive_url: str, verdict: dict[str, StagerError]) -> None:
         """Tell the requests that waited for this archive what was learnt about its images."""
@@ -204,3 +204,12 @@ class Backlog:
         if self.hold:
             waits.append(self.hold.next_probe - now)
         return min((wait for wait in waits if wait > 0), default=float("inf"))
+
+
+def _reason(error: StagerError, seconds: float) -> str:
+    """Say in status's words why requests wait."""
+    if isinstance(error, ArchiveMissing):
+        return "archive not there yet"
+    if error.then is Then.DEFER:
+        return f"retry at {time.strftime('%H:%M:%S', time.localtime(time.time() + seconds))}"
+    return REASONS.get(error.code, error.message)

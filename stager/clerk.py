@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 Entry = TypeVar("Entry", Claim, Waiting)
 CANCELLED, TOO_LATE = "cancelled", "already "
+TAKEN_LATE_NS = 500_000_000
 NOT_FOUND, NOT_YOURS = "not found", "not yours"
 
 
@@ -182,7 +183,8 @@ class Clerk:
             state = "waiting" if isinstance(entry, Waiting) else "active"
             if item.order.code or item.order.state not in {"", state}:
                 continue
-            if item.order.everything and entry.arrived_ns > item.time_ns:
+            # It may have been dropped before the order and taken in just after it.
+            if entry.arrived_ns > item.time_ns + TAKEN_LATE_NS:
                 continue
             if item.order.everything or orders.matches(item.order.names, entry):
                 yield entry

@@ -117,7 +117,7 @@ def _pending(paths: Paths, name: str) -> Pending | None:
 def read_result(paths: Paths, name: str) -> Result | None:
     """Return the answer to NAME (or to a dropped name, or an id) if it is there."""
     listed = set(durable.listing(paths.results, touch=False))
-    for file in (f"{request_name(name)}.yaml", f"{name}.yaml"):
+    for file in (f"{name}.yaml", f"{request_name(name)}.yaml"):
         if file in listed:
             return _load(paths.results / file)
     for room in ("done", "failed", "cancelled"):
@@ -247,8 +247,9 @@ def exit_code(codes: list[int]) -> int:
     return next((code for code in WORST_FIRST if code in codes), 0)
 
 
-def await_answer(paths: Paths, order: str, uid: int, seconds: float) -> Answer | None:
+def await_answer(paths: Paths, order: str, seconds: float) -> Answer | None:
     """Wait for the answer to an order."""
+    uid = Layout.read(paths.marks[0]).uid
     end, interval = time.monotonic() + seconds, 0.02
     while (answer := read_answer(paths, order, uid)) is None and time.monotonic() < end:
         time.sleep(interval)

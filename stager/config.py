@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from stager.errors import Problem, SetupError
 from stager.layout import Paths
@@ -129,7 +136,7 @@ class Config(Strict):
     settle: Duration = 2.0
     rescan: Duration | None = None
     heartbeat: Duration = 10.0
-    lease: Duration = 90.0
+    lease: Annotated[Duration, Field(validate_default=True)] = 90.0
     attempts: Annotated[int, BeforeValidator(whole(1, 1000))] = 5
     wait_for_archive: Duration = 600.0
     min_free: Annotated[str, BeforeValidator(_min_free)] = "5%"
@@ -140,14 +147,21 @@ class Config(Strict):
     on_done: Texts = ()
     retention: RetentionConfig = RetentionConfig()
 
-    @model_validator(mode="after")
-    def _agree(self) -> "Config":
-        if self.heartbeat <= 0 or self.lease < 3 * self.heartbeat:
+    @field_validator("lease")
+    @classmethod
+    def _agrees(cls, lease: float, info: ValidationInfo) -> float:
+        heartbeat = info.data.get("heartbeat", 0.001)
+        if heartbeat <= 0 or lease < 3 * heartbeat:
             message = "`lease` must be at least three times `heartbeat`, and both above 0"
             raise FaultAt(message, "lease", "heartbeat")
-        if self.rescan is not None and self.rescan <= 0:
+        return lease
+
+    @field_validator("rescan")
+    @classmethod
+    def _goes_on(cls, rescan: float | None) -> float | None:
+        if rescan is not None and rescan <= 0:
             raise FaultAt("`rescan` must be above 0", "rescan")
-        return self
+        return rescan
 
     @property
     def paths(self) -> Paths:

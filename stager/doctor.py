@@ -5,15 +5,18 @@ apart, agree on it.
 """
 
 import os
+import stat
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from stager import durable, site
 from stager.config import Config
+from stager.errors import NotNow, SetupError
 from stager.inflate import digest
-from stager.layout import FLAG, Claim, Paths, Waiting, arrival_ns, parse_build
+from stager.layout import FLAG, Build, Claim, Paths, Waiting, arrival_ns, parse_build
 from stager.lock import Token
 from stager.marker import Sidecar
 
@@ -41,12 +44,39 @@ def examine(config: Config, seconds: float = SETTLE_SECONDS) -> list[Finding]:
 
 def _findings(config: Config) -> Iterator[Finding]:
     paths = config.paths
+    try:
+        site.check(config)
+    except (SetupError, NotNow) as e:
+        yield Finding("layout", str(e), "mount what belongs there, or correct the configuration")
+        return
     uid = site.Layout.read(paths.marks[0]).uid
-    for problem in site.check_modes(paths, uid):
+    modes = [*site.check_modes(paths, uid), *_unreadable(paths)]
+    for problem in modes:
         yield Finding("owners and modes", problem, "run the command named")
-    yield from _states(paths)
-    yield from _tokens(paths)
-    yield from _flags(config)
+    if not any("is not there" in problem for problem in modes):
+        yield from _states(paths)
+        yield from _tokens(paths)
+        yield from _flags(config)
+
+
+def _unreadable(paths: Paths) -> Iterator[str]:
+    """Say what of the published is not for everybody to read."""
+    for name in durable.listing(paths.results, touch=False):
+        if name.endswith(".yaml") and not name.startswith("."):
+            yield from _closed(paths.results / name, 0o644)
+    for directory, _, files in os.walk(paths.images):
+        yield from _closed(Path(directory), 0o755)
+        for file in files:
+            yield from _closed(Path(directory) / file, 0o644)
+
+
+def _closed(path: Path, mode: int) -> Iterator[str]:
+    try:
+        now = stat.S_IMODE(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if now & 0o444 != 0o444 or now & mode & 0o111 != mode & 0o111:
+        yield f"{path} can't be read by everybody: chmod {mode:o} {path}"
 
 
 def _states(paths: Paths) -> Iterator[Finding]:
@@ -89,11 +119,13 @@ def _flags(config: Config) -> Iterator[Finding]:
         with open(os.path.join(directory, FLAG), errors="replace") as f:
             lines = {line.strip() for line in f}
         for image in sorted(lines & set(config.images)):
-            path = os.path.join(directory, config.images[image])
-            size = os.path.getsize(path) if os.path.exists(path) else -1
-            if size <= 0:
-                yield Finding("true flags", f"{target}: {image} is listed, but not there",
-                              "drop a request for it: it is staged again")  # fmt: skip
+            path = Path(directory, config.images[image])
+            size = path.stat().st_size if path.exists() else 0
+            key = Build("-", *target.removeprefix("images/").rsplit("/", 1)).key
+            sidecar = Sidecar.read(paths.sidecar(key, image))
+            if size == 0 or (sidecar and sidecar.size != size):
+                what = f"{target}: {image} is listed, but not there" + (" whole" if size else "")
+                yield Finding("true flags", what, "drop a request for it: it is staged again")
 
 
 def damaged(config: Config) -> Iterator[tuple[str, str, str]]:

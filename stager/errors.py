@@ -240,3 +240,11 @@ class SetupError(Exception):
     def __init__(self, message: str, problems: list[Problem] | None = None) -> None:
         super().__init__(message)
         self.problems = problems or []
+
+
+REASONS = {
+    "no_space": "no space",
+    "credentials_refused": "credentials refused",
+    "storage_error": "storage error",
+}
+"""The standing faults in the words of `status`."""

@@ -4,9 +4,10 @@ Bad files and requests for images that are staged already are answered here, in 
 even while every worker is busy.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -15,7 +16,7 @@ from stager.case import Case, Tools
 from stager.dropbox import DropBox
 from stager.errors import Internal, MachineFault, RequestError, StagerError, Then
 from stager.layout import Claim, Waiting
-from stager.request import MAX_BYTES, PRIORITIES, Request, parse_request
+from stager.request import MAX_BYTES, PRIORITIES, Request, Rules, parse_request
 from stager.spool import STALE_OPEN_SECONDS, Dropped, NotClaimable, StaleOpen
 
 log = structlog.get_logger()
@@ -118,7 +119,7 @@ class Intake:
             return Case(claim, Dropped(b"", uid), error=e)
         case = Case(claim, dropped)
         try:
-            case.request = parse_request(dropped.data, self.tools.config.rules)
+            case.request = parse_request(dropped.data, self._rules(dropped.uid))
         except RequestError as e:
             case.error = e
         except Exception:
@@ -126,11 +127,16 @@ class Intake:
             case.error = Internal("a fault in watcherd while the request was read")
         return case
 
+    def _rules(self, uid: int) -> Rules:
+        """Return what a submitter may ask for: the daemon's user and root may always force."""
+        rules = self.tools.config.rules
+        return replace(rules, allow_force=True) if uid in {0, os.geteuid()} else rules
+
     def peek(self, waiting: Waiting) -> Request | None:
         """Read a waiting request without claiming it: a hint which build it is for."""
         try:
             data = durable.read_file(self.tools.spool.paths.waiting / str(waiting), MAX_BYTES + 1)
-            return parse_request(data, self.tools.config.rules)
+            return parse_request(data, self._rules(waiting.uid))
         except Exception:  # noqa: BLE001
             # Whatever is wrong with it is said when it is claimed and read.
             return None

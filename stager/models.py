@@ -147,8 +147,8 @@ def _problem(
             fault = error["ctx"]["error"]
             message = str(fault)
             if isinstance(fault, FaultAt):
-                given = [key for key in fault.keys if (*path, key) in document.places]
-                path, name = (*path, *given[:1]), ""
+                given = [key for key in fault.keys if (*path[:-1], key) in document.places]
+                path, name = (*path[:-1], *given[:1]), ""
         case "literal_error":
             message = f"one of {error['ctx']['expected']} is wanted"
         case _:

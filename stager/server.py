@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stager.clerk import Clerk
 from stager.config import Config
 from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
-from stager.errors import MachineFault, NotNow, SetupError
+from stager.errors import MachineFault, NotNow, SetupError, StorageError
 from stager.finish import finish
 from stager.instance import Buried, Heart
 from stager.intake import Intake, Tally
@@ -261,9 +262,12 @@ class Server:
         return [n for n in self.dropbox.seen if n not in self.dropbox.settling()[1]]
 
     def _say_fault(self, fault: str) -> None:
-        if self.fault is None:
+        news, self.fault = self.fault is None, fault
+        if news:
             log.error(f"the spool does not work, requests wait: {fault}")
-        self.fault = fault
+            self._next_status = 0.0
+            with suppress(OSError):
+                self._publish_status()
 
     def _publish_status(self) -> None:
         """Tell the other machines' `stager status` what we do; at most once a second."""
@@ -286,7 +290,11 @@ class Server:
             for entry in list(backlog.entries.values())[:MOST_IN_STATUS]
             if (lull := backlog.lull(entry))
         }
-        hold = backlog.hold
+        hold, fault = backlog.hold, None
+        if self.fault:
+            fault = {"code": StorageError.code, "message": self.fault}
+        elif hold:
+            fault = {"code": hold.error.code, "message": hold.error.message}
         return {
             "host": self.heart.identity.host,
             "mode": self.watch.mode,
@@ -295,7 +303,7 @@ class Server:
             "workers": self.config.workers,
             "active": {c.claim.request_id: c.progress.view() for c in self.dispatcher.cases()},
             "reasons": reasons,
-            "fault": {"code": hold.error.code, "message": hold.error.message} if hold else None,
+            "fault": fault,
             "unclaimable": dict(list(self.dropbox.unclaimable().items())[:MOST_IN_STATUS]),
             "answered": {"good": self.tally.good, "bad": self.tally.bad},
         }

@@ -69,13 +69,7 @@ def init(config: Config, group: int | None = None) -> Layout:
     layout = _existing(paths) or Layout(
         VERSION, secrets.token_hex(8), config.lease, config.heartbeat, os.geteuid()
     )
-    open_mode = OPEN_MODE if group is None else GROUP_MODE
-    rooms = dict.fromkeys((paths.spool, paths.static, paths.results), 493)
-    rooms |= {paths.requests: open_mode, paths.control: OPEN_MODE}
-    for name in ("active", "waiting", "done", "failed", "cancelled", "instances"):
-        rooms[paths.spool / name] = 0o755
-    rooms |= {paths.private: 0o700, paths.tmp: 0o700, paths.images: 0o755, paths.stager: 0o755}
-    rooms |= dict.fromkeys((paths.locks, paths.work, paths.sidecars, paths.static_tmp), 493)
+    rooms = _rooms(paths, OPEN_MODE if group is None else GROUP_MODE)
     try:
         for path, mode in rooms.items():
             _make(path, mode, layout.uid, group if path == paths.requests else None)
@@ -164,14 +158,28 @@ def _probe(source: Path, target: Path, what: str) -> None:
 
 def check_modes(paths: Paths, uid: int) -> list[str]:
     """Return what is wrong with owners and modes, each with the command that mends it."""
-    wanted = {paths.private: 0o700, paths.tmp: 0o700, paths.active: 0o755, paths.waiting: 0o755}
     problems = []
-    for path in (paths.requests, paths.control, paths.done, paths.failed, *wanted):
-        info = path.lstat()
+    for path, mode in _rooms(paths, OPEN_MODE).items():
+        try:
+            info = path.lstat()
+        except FileNotFoundError:
+            problems.append(f"{path} is not there: stager init")
+            continue
+        modes = {mode, GROUP_MODE} if path == paths.requests else {mode}
         if not stat.S_ISDIR(info.st_mode):
-            problems.append(f"{path} is no directory")
+            problems.append(f"{path} is no directory: move it away, then stager init")
         elif info.st_uid != uid:
             problems.append(f"{path} belongs to uid {info.st_uid}: chown {uid} {path}")
-        elif path in wanted and stat.S_IMODE(info.st_mode) != wanted[path]:
-            problems.append(f"{path} has the wrong mode: chmod {wanted[path]:o} {path}")
+        elif stat.S_IMODE(info.st_mode) not in modes:
+            problems.append(f"{path} has the wrong mode: chmod {mode:o} {path}")
     return problems
+
+
+def _rooms(paths: Paths, open_mode: int) -> dict[Path, int]:
+    """Return all directories with their modes; parents first."""
+    rooms = dict.fromkeys((paths.spool, paths.static, paths.results), 0o755)
+    rooms |= {paths.requests: open_mode, paths.control: OPEN_MODE}
+    for name in ("active", "waiting", "done", "failed", "cancelled", "instances"):
+        rooms[paths.spool / name] = 0o755
+    rooms |= {paths.private: 0o700, paths.tmp: 0o700, paths.images: 0o755, paths.stager: 0o755}
+    return rooms | dict.fromkeys((paths.locks, paths.work, paths.sidecars, paths.static_tmp), 0o755)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stager import durable
+from stager.errors import REASONS
 from stager.identity import Identity
 from stager.layout import Claim, Paths, Waiting, is_request_name
 
@@ -83,7 +84,8 @@ def _waiting(
 ) -> dict[str, Any]:
     reason = reasons.get(waiting.request_id, "")
     if not reason and snapshot.faults:
-        reason = snapshot.faults[0]["message"]
+        code = snapshot.faults[0]["code"]
+        reason = REASONS.get(code, snapshot.faults[0]["message"])
     if not reason and waiting.due > now + 1:
         reason = f"retry at {time.strftime('%H:%M:%S', time.localtime(waiting.due))}"
     return {
