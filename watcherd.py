@@ -15,7 +15,6 @@ if __name__ == "__main__":  # ./watcherd.py from a checkout
 
 import platform
 import signal
-import threading
 from importlib import metadata
 from types import FrameType
 
@@ -26,6 +25,7 @@ from stager import __version__, log, service, site
 from stager.config import Config, find_config, load_config
 from stager.errors import NotNow, SetupError
 from stager.server import Server
+from stager.watch import Wake
 
 logger = structlog.get_logger()
 
@@ -34,9 +34,8 @@ class Signals:
     """What the process was told; handlers only set flags, the loop does the work."""
 
     def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.reload = threading.Event()
-        self.wake = threading.Event()
+        self.stop = self.reload = False
+        self.wake = Wake()
 
     def install(self) -> None:
         """Take SIGTERM and SIGINT as stop, SIGHUP as reload."""
@@ -45,11 +44,11 @@ class Signals:
         signal.signal(signal.SIGHUP, self._reload)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        self.stop.set()
+        self.stop = True
         self.wake.set()
 
     def _reload(self, _number: int, _frame: FrameType | None) -> None:
-        self.reload.set()
+        self.reload = True
         self.wake.set()
 
 
@@ -62,9 +61,9 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
         server = Server(config, signals.wake)
         server.start()
         service.notify("READY=1", f"STATUS={server.summary()}")
-        while not signals.stop.is_set() and not server.buried:
-            if signals.reload.is_set():
-                signals.reload.clear()
+        while not signals.stop and not server.buried:
+            if signals.reload:
+                signals.reload = False
                 config = reload(path, config, server)
             server.turn()
             if once and server.idle():

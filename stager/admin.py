@@ -20,7 +20,7 @@ ORDER_SECONDS = 30.0
 @common
 def init(group: str | None, option: str | None, as_json: bool) -> None:
     """Make the spool's, results' and static tree's directories, once."""
-    config = load(option)
+    config = load(option, spool=False)
     try:
         gid = grp.getgrnam(group).gr_gid if group else None
     except KeyError:
@@ -62,8 +62,6 @@ def _order_for(order: Order, option: str | None, as_json: bool) -> None:
         raise click.UsageError("give NAMEs, or --all")
     if (order.state or order.code) and not order.everything:
         raise click.UsageError("--state and --code go with --all")
-    if order.code and order.verb == "cancel":
-        raise click.UsageError("what is not answered has no code: --code goes with retry")
     _order(load(option, ruler=order.everything), order, as_json)
 
 
@@ -85,7 +83,6 @@ def resume(host: str, option: str | None, as_json: bool) -> None:
 
 def _order(config: Config, order: Order, as_json: bool) -> None:
     """Drop an order, wait for its answer, print it."""
-    site.Layout.read(config.paths.marks[0])
     try:
         name = orders.send(config.paths, order)
     except OSError as e:

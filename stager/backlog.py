@@ -86,9 +86,13 @@ class Backlog:
         """Builds whose faults are their own: others went well while these met one."""
         self._served: dict[int, int] = {}
         self._turn = 0
+        self.patience = 0.0
+        """How long archives are waited for where a request does not say."""
+        self.looked_at, self._looked = 0.0, 0.0
 
     def update(self, listed: list[Waiting], read: Callable[[Waiting], Request | None]) -> None:
         """Take in a fresh listing of waiting/; `read` is asked once for each request."""
+        self._looked = self._clock()
         old, self.entries = self.entries, {}
         for waiting in listed:
             entry = old.get(waiting.id)
@@ -147,10 +151,15 @@ class Backlog:
         until = self._clock() + seconds
         self.lulls[key] = Lull(_reason(error, seconds), until, seconds, error, looked_at)
 
-    def judge(self, archive_url: str, verdict: dict[str, StagerError]) -> None:
-        """Tell the requests that waited for this archive what was learnt about its images."""
+    def judge(self, archive_url: str, verdict: dict[str, StagerError], learnt_at: float) -> None:
+        """Tell the requests that waited for this archive what was learnt about its images.
+
+        Who came later, by the file server's clock, is served afresh.
+        """
         for entry in self.entries.values():
-            if entry.archive_url == archive_url and entry.request and not entry.request.force:
+            came_before = entry.waiting.arrived_ns / 1e9 <= learnt_at
+            is_for_it = entry.archive_url == archive_url
+            if came_before and is_for_it and entry.request and not entry.request.force:
                 entry.verdict |= verdict
 
     # -- holds ---------------------------------------------------------------------------------
@@ -196,14 +205,25 @@ class Backlog:
             self.hold.probing, self.hold.next_probe = False, self._clock() + self.hold.seconds
 
     def next_wake(self, server_now: float) -> float:
-        """Return the seconds until something here may be due."""
+        """Return the seconds until something here may be due, since the last look."""
         now = self._clock()
-        waits = [entry.waiting.due - server_now for entry in self.entries.values()]
-        waits = [wait for wait in waits if wait > 0]
-        waits += [lull.until - now for lull in self.lulls.values()]
-        if self.hold:
-            waits.append(self.hold.next_probe - now)
-        return min((wait for wait in waits if wait > 0), default=float("inf"))
+        times = [t for entry in self.entries.values() for t in self._times(entry)]
+        waits = [t - server_now for t in times if t > self.looked_at]
+        marks = [lull.until for lull in self.lulls.values()]
+        marks += [self.hold.next_probe] if self.hold and not self.hold.probing else []
+        waits += [mark - now for mark in marks if mark > self._looked]
+        return max(0.0, min(waits, default=float("inf")))
+
+    def _times(self, entry: Entry) -> Iterator[float]:
+        """Yield when something about an entry is due, by the file server's clock."""
+        yield entry.waiting.due
+        arrived = entry.waiting.arrived_ns / 1e9
+        if entry.request and entry.request.expires is not None:
+            yield arrived + entry.request.expires
+        lull = self.lulls.get(entry.archive_url)
+        if lull and isinstance(lull.error, ArchiveMissing):
+            wait = entry.request.wait if entry.request else None
+            yield arrived + (self.patience if wait is None else wait)
 
 
 def _reason(error: StagerError, seconds: float) -> str:

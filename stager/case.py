@@ -53,3 +53,5 @@ class Case:
     is_probe: bool = False
     """Whether it was started to see if a fault of the machine is over."""
     is_answered: bool = False
+    learnt_at: float = 0.0
+    """When it was known what the answer says, by the file server's clock."""

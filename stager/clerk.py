@@ -181,13 +181,22 @@ class Clerk:
     def _matching(self, item: Received, entries: list[Entry]) -> Iterator[Entry]:
         for entry in entries:
             state = "waiting" if isinstance(entry, Waiting) else "active"
-            if item.order.code or item.order.state not in {"", state}:
+            if item.order.state not in {"", state}:
+                continue
+            if item.order.code and item.order.code != self._code(entry):
                 continue
             # It may have been dropped before the order and taken in just after it.
             if entry.arrived_ns > item.time_ns + TAKEN_LATE_NS:
                 continue
             if item.order.everything or orders.matches(item.order.names, entry):
                 yield entry
+
+    def _code(self, entry: Claim | Waiting) -> str:
+        """Return the code of what a waiting request waits for."""
+        backlog = self.dispatcher.backlog
+        known = backlog.entries.get(entry.id)
+        lulls = (backlog.lulls.get(k) for k in (known.key, known.archive_url)) if known else ()
+        return next((lull.error.code for lull in lulls if lull and lull.error), "")
 
     def _ended(self, item: Received, known: dict[str, str]) -> dict[str, str]:
         """Say of the names nothing is pending for how they ended."""

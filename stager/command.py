@@ -35,12 +35,12 @@ def common(command: Command) -> Command:
     return click.option("--config", "option", metavar="FILE", help="The configuration.")(command)
 
 
-def load(option: str | None, *, ruler: bool = False) -> Config:
-    """Load the configuration; `ruler`: only for the daemon's user and root."""
+def load(option: str | None, *, ruler: bool = False, spool: bool = True) -> Config:
+    """Load the configuration; `ruler`: for the daemon's user and root; `spool`: it is there."""
     config = load_config(find_config(option))
-    if ruler:
+    if spool:
         uid = site.Layout.read(config.paths.marks[0]).uid
-        if os.geteuid() not in {0, uid}:
+        if ruler and os.geteuid() not in {0, uid}:
             raise SetupError(f"this is for root and the daemon's user (uid {uid})")
     return config
 

@@ -151,7 +151,7 @@ class Config(Strict):
     @classmethod
     def _agrees(cls, lease: float, info: ValidationInfo) -> float:
         heartbeat = info.data.get("heartbeat", 0.001)
-        if heartbeat <= 0 or lease < 3 * heartbeat:
+        if heartbeat <= 0 or lease < 2.999 * heartbeat:
             message = "`lease` must be at least three times `heartbeat`, and both above 0"
             raise FaultAt(message, "lease", "heartbeat")
         return lease

@@ -8,6 +8,7 @@ next turn, of this instance or another, finds it.
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 
 import structlog
@@ -48,7 +49,6 @@ class Dispatcher:
     ready: list[Case] = field(default_factory=list)
     takes_in: bool = True
     pool: ThreadPoolExecutor = field(init=False)
-    old_pools: list[ThreadPoolExecutor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pool = ThreadPoolExecutor(self.tools.config.workers, "worker")
@@ -58,9 +58,10 @@ class Dispatcher:
         with durable.storage():
             self.collect()
             self._list_waiting()
-            self.takes_in = claim and self._has_room()
+            room = self._room() if claim else 0
+            self.takes_in = room > 0
             if self.takes_in:
-                self.ready.extend(self.intake.dropped(INTAKE))
+                self.ready.extend(self.intake.dropped(room))
             if claim:
                 self._start()
             self._put_back_ready()
@@ -68,13 +69,13 @@ class Dispatcher:
                 # Nobody waits, so nobody would ever find out that the fault is gone.
                 self.backlog.hold = None
 
-    def _has_room(self) -> bool:
-        """Whether to take more in: while a worker is free, or not too many could start."""
+    def _room(self) -> int:
+        """Return how many to take in: some while a worker is free, else up to MOST_WAITING."""
         if len(self.running) < self.tools.config.workers and self.backlog.hold is None:
-            return True
+            return INTAKE
         now = self.tools.heart.server_now()
         could_start = sum(entry.waiting.due <= now for entry in self.backlog.entries.values())
-        return could_start < MOST_WAITING
+        return max(0, min(INTAKE, MOST_WAITING - could_start))
 
     def adopt(self) -> None:
         """Take up what nobody works on."""
@@ -102,14 +103,14 @@ class Dispatcher:
 
     def close(self) -> None:
         """Wait for the workers."""
-        for pool in (*self.old_pools, self.pool):
-            pool.shutdown(wait=True)
+        wait_for(self.running)
+        self.pool.shutdown(wait=True)
         self.collect()
 
     def reconfigure(self, tools: Tools) -> None:
         """Work by other settings from the next job on; running jobs keep theirs."""
         self.tools = self.intake.tools = tools
-        self.old_pools.append(self.pool)
+        self.pool.shutdown(wait=False)
         self.pool = ThreadPoolExecutor(tools.config.workers, "worker")
 
     def cases(self) -> list[Case]:
@@ -120,8 +121,10 @@ class Dispatcher:
 
     def _list_waiting(self) -> None:
         """Look at what waits; answer what needs no work for its answer."""
-        self.backlog.update(self.tools.spool.waiting(), self.intake.peek)
         now = self.tools.heart.server_now()
+        self.backlog.looked_at = now
+        self.backlog.patience = self.tools.config.wait_for_archive
+        self.backlog.update(self.tools.spool.waiting(), self.intake.peek)
         for entry in list(self.backlog.entries.values()):
             if error := self._final_error(entry, now):
                 del self.backlog.entries[entry.waiting.id]
@@ -217,7 +220,7 @@ class Dispatcher:
         for key in (build.key, build.archive_url):
             self.backlog.lulls.pop(key, None)
         self._judge_hold(case)
-        self.backlog.judge(build.archive_url, _verdict(case))
+        self.backlog.judge(build.archive_url, _verdict(case), case.learnt_at)
         if isinstance(error, ArchiveMissing):
             looked_at = case.started_at
             self.backlog.set_lull(build.archive_url, error, case.look_seconds, looked_at)

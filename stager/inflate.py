@@ -40,19 +40,20 @@ def unpack(chunks: Iterable[bytes], member: Member, fd: int) -> Unpacked:
     """Write a member into the empty file `fd`; ArchiveCorrupt where it is not what it says."""
     crc, sha, size = 0, hashlib.sha256(), 0
     pieces = _inflated(chunks, member) if member.method == DEFLATED else chunks
+    file = _SparseFile(fd)
     for piece in pieces:
         if size + len(piece) > member.size:
             raise ArchiveCorrupt(f"{member.name} holds more bytes than its directory entry says")
         crc = zlib.crc32(piece, crc)
         sha.update(piece)
-        _write_sparse(fd, piece, size)
+        file.write(piece)
         size += len(piece)
     if size != member.size:
         raise ArchiveCorrupt(f"{member.name} holds {size} bytes; its entry says {member.size}")
     if crc != member.crc32:
         want = f"{member.crc32:08x}"
         raise ArchiveCorrupt(f"{member.name} has CRC-32 {crc:08x}; its entry says {want}")
-    os.ftruncate(fd, size)
+    file.finish(size)
     return Unpacked(size, f"{crc:08x}", sha.hexdigest())
 
 
@@ -89,16 +90,41 @@ def _inflated(chunks: Iterable[bytes], member: Member) -> Iterator[bytes]:
         raise ArchiveCorrupt(f"{member.name}: the compressed data ends too early")
 
 
-def _write_sparse(fd: int, piece: bytes, offset: int) -> None:
-    """Write `piece` at `offset`, leaving out whole blocks of zeros (the file has holes there)."""
-    view, end = memoryview(piece), len(piece)
-    begin, at = 0, min(-offset % BLOCK, end)
-    while at + BLOCK <= end:
-        if piece.startswith(_ZEROS, at):
-            _write(fd, view[begin:at], offset + begin)
-            begin = at + BLOCK
-        at += BLOCK
-    _write(fd, view[begin:end], offset + begin)
+class _SparseFile:
+    """Writes in order, in whole blocks; blocks of zeros are left out and become holes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._at, self._rest = fd, 0, b""
+
+    def write(self, piece: bytes) -> None:
+        """Write what makes whole blocks; keep the rest for the next piece."""
+        start = 0
+        if self._rest:
+            start = BLOCK - len(self._rest)
+            block = self._rest + piece[:start]
+            if len(block) < BLOCK:
+                self._rest = block
+                return
+            self._blocks(block, 0, BLOCK)
+        end = start + (len(piece) - start) // BLOCK * BLOCK
+        self._blocks(piece, start, end)
+        self._rest = piece[end:]
+
+    def finish(self, size: int) -> None:
+        """Write the last, partial block, and give the file its size."""
+        if self._rest.strip(b"\0"):
+            _write(self._fd, memoryview(self._rest), self._at)
+        os.ftruncate(self._fd, size)
+
+    def _blocks(self, piece: bytes, start: int, end: int) -> None:
+        view, base = memoryview(piece), self._at - start
+        begin = start
+        for at in range(start, end, BLOCK):
+            if piece.startswith(_ZEROS, at):
+                _write(self._fd, view[begin:at], base + begin)
+                begin = at + BLOCK
+        _write(self._fd, view[begin:end], base + begin)
+        self._at += end - start
 
 
 def _write(fd: int, view: memoryview, offset: int) -> None:

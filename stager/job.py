@@ -221,6 +221,7 @@ def deferral_seconds(starts: int) -> float:
 
 def answer(tools: Tools, case: Case) -> None:
     """Commit the claim with its answer, and say so in the log."""
+    case.learnt_at = tools.heart.server_now()
     result = make_result(tools, case)
     case.progress.phase = "answering"
     tools.spool.answer(case.claim, result)

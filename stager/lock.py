@@ -169,7 +169,9 @@ class Work:
         """Fence the owners before us, then make our directory, then see that we still own it."""
         prefix = f"{self.key}."
         for name in durable.listing(self.paths.work):
-            if name.startswith(prefix) and not durable.remove_tree(self.paths.work / name):
+            # A newer owner's is not ours to remove: then we were overtaken, and check() says so.
+            older = name.startswith(prefix) and _number(name.removeprefix(prefix)) < self.token.n
+            if older and not durable.remove_tree(self.paths.work / name):
                 raise BuildBusy("a process that still has files of an earlier attempt open")
         self.dir = self._make(self.paths.work / f"{prefix}{self.token}")
         self.check()
@@ -226,3 +228,8 @@ class Work:
         if not durable.move(tmp, path):
             raise TakenOver(f"the work directory of {self.key} was removed")
         return path
+
+
+def _number(rest: str) -> int:
+    head = rest.partition(".")[0]
+    return int(head) if head.isdigit() else -1

@@ -150,11 +150,16 @@ def answer(paths: Paths, inst: str, file: str, reply: Answer) -> None:
     tmp = paths.tmp / f"{inst}.{durable.nonce()}"
     durable.write_new(tmp, json.dumps(asdict(reply)).encode())
     try:
-        if not durable.link(tmp, target) and os.lstat(target).st_uid != os.geteuid():
+        if not durable.link(tmp, target) and not _is_ours(target):
             remove(paths, inst, target.name)
             durable.link(tmp, target)
     finally:
         durable.discard(tmp)
+
+
+def _is_ours(path: Path) -> bool:
+    info = os.lstat(path)
+    return stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid()
 
 
 def close(paths: Paths, inst: str, file: str, reply: Answer) -> None:

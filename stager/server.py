@@ -27,7 +27,7 @@ from stager.marker import Marker
 from stager.spool import Spool
 from stager.stage import Room
 from stager.sweep import Sweeper
-from stager.watch import Watch
+from stager.watch import Wake, Watch
 
 log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ KEYS_AT_ONCE = 100
 class Server:
     """A registered instance with its workers; ends when told to, or when it was buried."""
 
-    def __init__(self, config: Config, wake: threading.Event) -> None:
+    def __init__(self, config: Config, wake: Wake) -> None:
         self.config, self.paths = config, config.paths
         self.heart = Heart(self.paths, config.heartbeat, config.lease)
         self.spool = Spool(self.paths, self.heart)
@@ -100,7 +100,7 @@ class Server:
         except (MachineFault, SetupError, NotNow) as e:
             self._say_fault(str(e))
         except Buried:
-            self.buried = True
+            self.buried = self._is_our_spool()
         except Exception:
             log.exception("a fault of ours in the daemon's loop")
             self.fault = self.fault or "a fault in watcherd; see the log"
@@ -214,12 +214,23 @@ class Server:
                 self.heart.beat()
                 self.heart.observe()
             except Buried:
+                if not self._is_our_spool():
+                    self.heart.bad_sample()
+                    continue
                 self.buried = True
                 self.dispatcher.stop()
                 self.watch.wake.set()
                 return
             except OSError:
                 self.heart.bad_sample()
+
+    def _is_our_spool(self) -> bool:
+        """Whether our heartbeat file is missed in our own spool, not in another in its place."""
+        try:
+            site.check(self.config)
+        except (SetupError, NotNow):
+            return False
+        return True
 
     def _rescan(self) -> None:
         """Look at what no event tells: the directories, the dead, unfinished answers, leftovers."""

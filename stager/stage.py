@@ -8,10 +8,9 @@ only. Nothing that is visible is ever taken away by a failure.
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from stager import durable
 from stager.archive import Archive
@@ -32,8 +31,6 @@ from stager.marker import Marker, Sidecar
 from stager.progress import Progress
 from stager.result import stamp
 from stager.zipdir import Directory, Member
-
-Value = TypeVar("Value")
 
 
 class Room:
@@ -92,7 +89,11 @@ class Staging:
         self.progress.phase = "reading the directory"
         directory, members = self._members(images)
         if not self.force:
-            self._check_unchanged(directory)
+            try:
+                self._check_unchanged(directory)
+            except ArchiveChanged:
+                # Said only after reading twice: a wire may have flipped a bit.
+                self._check_unchanged(self.archive.directory())
         self.progress.total_bytes = sum(m.compressed for m in members.values())
         try:
             left = sum(m.size for m in members.values())
@@ -131,10 +132,10 @@ class Staging:
         """Raise ArchiveChanged if images staged before are others in this archive."""
         for image, sidecar in self.marker.sidecars(self.build).items():
             name = self.marker.image_files[image]
-            if sidecar.generation == self.archive.generation or name not in directory.names:
+            facts = directory.facts(name)
+            if sidecar.generation == self.archive.generation or facts is None:
                 continue
-            member = directory.member(name)
-            if (member.size, f"{member.crc32:08x}") != (sidecar.size, sidecar.crc32):
+            if facts != (sidecar.size, sidecar.crc32):
                 raise ArchiveChanged(f"{name} in the archive is not the one that was staged before")
 
     def _stage_one(self, image: str, member: Member) -> None:
@@ -142,7 +143,7 @@ class Staging:
             self.progress.total_bytes -= member.compressed
             return
         self.progress.phase = "fetching"
-        file, unpacked = _twice(lambda: self._fetch(member))
+        file, unpacked = self._fetch_twice(image, member)
         self.progress.phase = "publishing"
         if self.force and self._is_there(image, unpacked):
             self.kept.add(image)
@@ -155,6 +156,14 @@ class Staging:
         else:
             self._swap(image, file, visible)
         self._record(image, visible, unpacked)
+
+    def _fetch_twice(self, image: str, member: Member) -> tuple[Path, Unpacked]:
+        """Fetch again, directory entry and all, where the archive looks corrupt at first."""
+        try:
+            return self._fetch(member)
+        except ArchiveCorrupt:
+            name = self.marker.image_files[image]
+            return self._fetch(self.archive.directory().member(name))
 
     def _fetch(self, member: Member) -> tuple[Path, Unpacked]:
         """Stream a member into the work directory: whole, checked and on disk, or an error."""
@@ -242,11 +251,3 @@ class Staging:
         )
         self.marker.write_sidecar(self.work, self.build, image, sidecar)
         self.marker.write_flag(self.work, self.build)
-
-
-def _twice(call: Callable[[], Value]) -> Value:
-    """Call again where the archive looked corrupt: a wire may have flipped a bit."""
-    try:
-        return call()
-    except ArchiveCorrupt:
-        return call()

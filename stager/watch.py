@@ -5,9 +5,10 @@ what other machines did, so there the timer is all there is.
 """
 
 import os
+import queue
 import random
-import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -40,6 +41,32 @@ _KINDS: dict[type[FileSystemEvent], str] = {
 }
 
 
+class Wake:
+    """A bell for the daemon's loop; anybody may ring it, signal handlers too.
+
+    threading.Event may not be set in a signal handler: the main thread, which it interrupts, may be
+    inside the event's own lock.
+    """
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        """Ring."""
+        self._rings.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a ring, at most `seconds`; take all that came."""
+        try:
+            self._rings.get(timeout=seconds)
+        except queue.Empty:
+            return False
+        with suppress(queue.Empty):
+            while True:
+                self._rings.get_nowait()
+        return True
+
+
 class _Emitter(InotifyFullEmitter):
     """Tells names that come in, and nothing of those that leave.
 
@@ -65,7 +92,7 @@ class Watch(FileSystemEventHandler):
         self.kind = durable.filesystem_kind(directory)
         self.mode = mode if mode != "auto" else "poll" if network else "inotify"
         self.rescan = rescan or (NETWORK_RESCAN_SECONDS if network else LOCAL_RESCAN_SECONDS)
-        self.wake = threading.Event()
+        self.wake = Wake()
         self._observer: BaseObserver | None = None
         self._identity: tuple[int, int] | None = None
 
@@ -114,9 +141,7 @@ class Watch(FileSystemEventHandler):
 
     def wait(self, seconds: float) -> bool:
         """Wait for a hint, at most `seconds`; True: something woke us."""
-        woken = self.wake.wait(max(0.0, seconds))
-        self.wake.clear()
-        return woken
+        return self.wake.wait(max(0.0, seconds))
 
     def jittered_rescan(self) -> float:
         """Return the seconds until the next scan, so that machines do not scan in step."""

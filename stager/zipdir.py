@@ -67,6 +67,11 @@ class Directory:
             raise ArchiveCorrupt(f"{name} stands in the archive's directory {len(found)} times")
         return self._checked(found[0])
 
+    def facts(self, name: str) -> tuple[int, str] | None:
+        """Return size and CRC-32 of a member as its entry says; None: there is none, or several."""
+        found = [entry for entry in self.entries if entry.filename == name]
+        return (found[0].file_size, f"{found[0].CRC:08x}") if len(found) == 1 else None
+
     def holdings(self) -> str:
         """Say which files stand at the archive's top."""
         top = [name for name in self.names if "/" not in name and name.isprintable()]
@@ -90,13 +95,18 @@ class Directory:
         raw = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
         start, least = _span(entry)
         others = [_span(other) for other in self.entries if other is not entry]
-        if start < 0 or least > self.start or any(start <= s < least for s, _ in others):
+        if start < 0 or least > self.start or _overlap(start, least, others, self.start):
             raise ArchiveCorrupt(f"{name} overlaps something else in the archive")
         end = min([self.start, *(s for s, _ in others if s >= least)])
         return Member(
             name, raw, entry.header_offset, entry.compress_size, entry.file_size, entry.CRC,
             entry.compress_type, end,
         )  # fmt: skip
+
+
+def _overlap(start: int, end: int, others: list[tuple[int, int]], directory: int) -> bool:
+    """Whether another entry begins inside this one, or this one inside another that can be."""
+    return any(start <= s < end or s < start < e <= directory for s, e in others)
 
 
 def _span(entry: zipfile.ZipInfo) -> tuple[int, int]:
