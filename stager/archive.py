@@ -53,6 +53,9 @@ class Reader(Protocol):
         `check` is called before every try and may end it.
         """
 
+    def interrupt(self) -> None:
+        """Make reads that wait for bytes fail now; may be called by any thread."""
+
 
 class Archive:
     """One object at one generation, and how many of its bytes were fetched."""
@@ -64,6 +67,10 @@ class Archive:
         self.fetched = 0
         self._reader, self._connections = reader, connections
         self._lock = threading.Lock()
+
+    def interrupt(self) -> None:
+        """Wake a worker that waits for bytes, so that it looks whether it should go on."""
+        self._reader.interrupt()
 
     def directory(self) -> Directory:
         """Read the zip's directory."""
@@ -180,6 +187,9 @@ class _FileReader:
     @staticmethod
     def _state(info: os.stat_result) -> tuple[int, int]:
         return info.st_mtime_ns, info.st_size
+
+    def interrupt(self) -> None:
+        """Do nothing: a disk's reads can't be interrupted."""
 
     def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
         """Yield a range of the file."""

@@ -55,3 +55,8 @@ class Case:
     is_answered: bool = False
     learnt_at: float = 0.0
     """When it was known what the answer says, by the file server's clock."""
+
+    def interrupt(self) -> None:
+        """Have its worker look at once whether it should go on."""
+        if self.archive is not None:
+            self.archive.interrupt()

@@ -161,6 +161,7 @@ class Clerk:
             pending = True
             if case := mine.get(str(claim)):
                 case.progress.cancelled_by = f"uid {item.uid}"
+                case.interrupt()
         return pending
 
     def _dropped(self, item: Received) -> Iterator[str]:

@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from stager import admin, client
 from stager.command import DURATION, cli, common, dump, load
@@ -144,11 +143,13 @@ def show(name: str, option: str | None, as_json: bool) -> None:
 
 def main() -> None:
     """Run a command; usage and configuration errors end with 2, ^C with 130."""
+    stdout = sys.stdout
     try:
         cli(standalone_mode=False)
     except SystemExit:
-        if isinstance(sys.stdout, PacifyFlushWrapper):
-            sys.exit(0)  # who read our output has gone: that is no fault
+        # click replaces stdout where its reader has gone (`stager list | head -1`): no fault.
+        if sys.stdout is not stdout:
+            sys.exit(0)
         raise
     except click.exceptions.Abort:
         sys.exit(client.INTERRUPTED)

@@ -57,6 +57,9 @@ class Dispatcher:
         """Do everything that can be done now; raises MachineFault where the spool fails."""
         with durable.storage():
             self.collect()
+            for case in self.cases():
+                if time.monotonic() >= case.progress.deadline:
+                    case.interrupt()
             self._list_waiting()
             room = self._room() if claim else 0
             self.takes_in = room > 0
@@ -100,6 +103,7 @@ class Dispatcher:
         """Have every worker end at its next safe point; may be called by any thread."""
         for case in list(self.running.values()):
             case.progress.stopping.set()
+            case.interrupt()
 
     def close(self) -> None:
         """Wait for the workers."""

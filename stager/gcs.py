@@ -6,6 +6,7 @@ whole object for a range; so the ranges are read over its authorised session, ea
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
 import google.auth
@@ -152,6 +153,7 @@ class _RangeReader:
     ) -> None:
         self._session, self._size = session, size
         self._pause, self._refused = pause, refused
+        self._answers: set[Any] = set()
         self._url = f"{url}?alt=media&generation={generation}&ifGenerationMatch={generation}"
 
     def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
@@ -173,21 +175,30 @@ class _RangeReader:
 
     def _once(self, start: int, end: int) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "gzip"}
+        raw: Any = None
         try:
             with self._session.get(
                 self._url, headers=headers, stream=True, timeout=TIMEOUT
             ) as answer:
                 self._check(answer, start, end)
+                raw = answer.raw
+                self._answers.add(raw)
                 left = end - start
-                while left and (
-                    piece := answer.raw.read1(min(READ_BYTES, left), decode_content=False)
-                ):
+                while left and (piece := raw.read1(min(READ_BYTES, left), decode_content=False)):
                     left -= len(piece)
                     yield piece
         except _BROKEN as e:
             raise _Again(f"the connection broke ({type(e).__name__})") from None
         except auth.GoogleAuthError as e:
             self._refused(e)
+        finally:
+            self._answers.discard(raw)
+
+    def interrupt(self) -> None:
+        """Shut the connections' reading side, so that a stalled read ends now."""
+        for answer in list(self._answers):
+            with suppress(OSError, ValueError, RuntimeError):
+                answer.shutdown()
 
     def _check(self, answer: requests.Response, start: int, end: int) -> None:
         """Take nothing but the very range that was asked for."""

@@ -122,7 +122,9 @@ class Server:
             self._next_rescan - time.monotonic(),
         )
         if self.dispatcher.running:
-            due = min(due, STATUS_SECONDS)
+            now = time.monotonic()
+            ends = [case.progress.deadline - now for case in self.dispatcher.cases()]
+            due = min(due, STATUS_SECONDS, *(max(end, 0.05) for end in ends))
         self.watch.wait(max(due, 0.005))
 
     def idle(self) -> bool:
