@@ -59,7 +59,7 @@ class DropBox:
         self._round: set[str] = set()
         self._next_window = 0.0
         self._full = False
-        self._moved: set[str] = set()
+        self._moved: dict[str, float] = {}
         self._created: dict[str, float] = {}
         self._closed: dict[str, float] = {}
         self._open: set[str] = set()
@@ -75,10 +75,10 @@ class DropBox:
         """Take a hint: moved, created, opened, closed after writing, or read. True: scan."""
         with self._lock:
             if kind == "moved":
-                self._moved.add(name)
+                self._moved[name] = self._clock()
             elif kind == "created":
                 self._created[name] = self._clock()
-                self._moved.discard(name)
+                self._moved.pop(name, None)
             elif kind == "opened":
                 self._created.pop(name, None)
                 self._open.add(name)
@@ -139,7 +139,7 @@ class DropBox:
         """Forget a name: its file is out of the drop box."""
         self._files.pop(name, None)
         with self._lock:
-            self._moved.discard(name)
+            self._moved.pop(name, None)
             self._closed.pop(name, None)
             self._created.pop(name, None)
 
@@ -179,8 +179,9 @@ class DropBox:
                 del self._skipped[name]
         self._said &= there
         with self._lock:
-            self._moved &= there
             self._open &= there
+            # A hint that came after the listing began is for the next one.
+            self._moved = {n: t for n, t in self._moved.items() if n in there or t >= now}
             for hints in (self._closed, self._created):
                 for name in [n for n, t in hints.items() if n not in there and now - t > 1.0]:
                     del hints[name]

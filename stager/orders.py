@@ -153,6 +153,9 @@ def answer(paths: Paths, inst: str, file: str, reply: Answer) -> None:
         if not durable.link(tmp, target) and not _is_ours(target):
             remove(paths, inst, target.name)
             durable.link(tmp, target)
+    except PermissionError:
+        # Somebody's directory has the name and can't be moved: the order is obeyed, unanswered.
+        pass
     finally:
         durable.discard(tmp)
 

@@ -106,7 +106,7 @@ class Server:
             self.fault = self.fault or "a fault in watcherd; see the log"
         else:
             if self.fault:
-                log.info("the spool answers again", fault=self.fault)
+                log.info("the spool answers again")
             self.fault = None
 
     def wait(self) -> None:

@@ -82,7 +82,11 @@ class Daemon:
         """End it as systemd would (SIGTERM); return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE)
+        try:
+            return self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
 
 
 @dataclass

@@ -1,0 +1,275 @@
+"""`doctor` names every invariant that is broken; `verify` reads the images, and mends them."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from lab import BUCKET, BUILD, FILES, NOBODY, Lab, until
+
+from stager import doctor
+from stager.config import load_config
+from stager.layout import Claim, parse_build
+
+KEY = parse_build(BUILD, frozenset()).key
+OTHER = f"gs://{BUCKET}/x86-alex-release/R99"
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Path]:
+    """Return directories with staged images and answered requests, to be copied."""
+    with tempfile.TemporaryDirectory() as root:
+        lab = Lab(Path(root)).init()
+        lab.archive()
+        lab.drop("good", images=["test", "base"])
+        lab.drop("bad", images=["factory"])
+        lab.once()
+        yield lab.root
+
+
+@pytest.fixture
+def used(template: Path, public_dir: Path) -> Iterator[Lab]:
+    """Return a lab with staged images and answered requests, and no daemon."""
+    for name in ("archive", "spool", "static", "results"):
+        shutil.copytree(template / name, public_dir / name)
+    lab = Lab(public_dir)
+    yield lab
+    lab.end()
+
+
+def findings(lab: Lab) -> list[str]:
+    """Return what the doctor finds; nothing runs, so that the second look can come at once."""
+    found = doctor.examine(load_config(lab.config, {}), 0.0)
+    return [f"{f.rule}: {f.what}" for f in found]
+
+
+def claim_in(lab: Lab, room: str) -> Claim:
+    (claim,) = filter(None, map(Claim.parse, lab.spool(room)))
+    return claim
+
+
+def token(lab: Lab) -> Path:
+    (path,) = (lab.root / "static/.stager/locks" / KEY).iterdir()
+    return path
+
+
+def copy_claim(lab: Lab, room: str, nonce: str = "") -> None:
+    """Let an answered request be in another room, or twice in its own."""
+    claim = claim_in(lab, "done")
+    name = str(claim).replace(claim.nonce, nonce) if nonce else str(claim)
+    shutil.copy(lab.root / "spool/done" / str(claim), lab.root / "spool" / room / name)
+
+
+BREAKAGES: dict[str, tuple[Callable[[Lab], object], str]] = {
+    "two tokens": (
+        lambda lab: token(lab).with_name("99.free").touch(), f"one token: locks/{KEY} holds 2",
+    ),
+    "no token": (lambda lab: token(lab).unlink(), f"one token: locks/{KEY} holds 0"),
+    "something beside a token": (
+        lambda lab: token(lab).with_name("notes.txt").touch(), f"one token: locks/{KEY}",
+    ),
+    "done and failed": (lambda lab: copy_claim(lab, "failed"), "one state: request "),
+    "done and active": (lambda lab: copy_claim(lab, "active"), "one state: request "),
+    "done twice": (lambda lab: copy_claim(lab, "done", "aaaaaaaa"), "one state: request "),
+    "done and waiting": (
+        lambda lab: shutil.copy(
+            lab.root / "spool/done" / str(claim_in(lab, "done")),
+            lab.root / f"spool/waiting/p5.0.u0.a~{claim_in(lab, 'done').id}.g1.a0.aaaaaaaa",
+        ),
+        "one state: request ",
+    ),
+    "a name that is none": (lambda lab: (lab.root / "spool/done/notes").touch(), "names: done/"),
+    "a claim where requests wait": (
+        lambda lab: copy_claim(lab, "waiting"), "names: waiting/",
+    ),
+    "a flag with an image that is not there": (
+        lambda lab: lab.image("test").unlink(), "true flags: images/",
+    ),
+    "a flag with a line too many": (
+        lambda lab: (lab.target() / "staged").write_text("test\nbase\nrecovery\n"),
+        "true flags: images/",
+    ),
+    "a flag with an empty image": (
+        lambda lab: lab.image("test").write_bytes(b""), "true flags: images/",
+    ),
+    "a flag with half an image": (
+        lambda lab: os.truncate(lab.image("test"), 1000), "true flags: images/",
+    ),
+    "another set's results": (
+        lambda lab: (lab.root / "results/.layout").write_text(
+            (lab.root / "spool/LAYOUT").read_text().replace("set: ", "set: f")
+        ),
+        ".layout",
+    ),
+    "a room that is gone": (lambda lab: (lab.root / "spool/cancelled").rmdir(), "cancelled"),
+}  # fmt: skip
+
+
+def test_a_used_spool_is_well(used: Lab) -> None:
+    assert findings(used) == []
+    done = used.stager("doctor")
+    assert (done.returncode, yaml.safe_load(done.stdout)) == (0, {"findings": []})
+
+
+@pytest.mark.parametrize("what", BREAKAGES)
+def test_every_broken_invariant_is_named(used: Lab, what: str) -> None:
+    breakage, words = BREAKAGES[what]
+    breakage(used)
+    found = findings(used)
+    assert len(found) == 1, found
+    assert words in found[0]
+
+
+def test_the_request_in_two_states_is_named_with_both(used: Lab) -> None:
+    copy_claim(used, "failed")
+    (found,) = findings(used)
+    assert claim_in(used, "done").request_id in found
+    assert "done" in found
+    assert "failed" in found
+
+
+SPOOL_ROOMS = ("requests", "control", "active", "waiting", "done", "failed", "cancelled",
+               "instances", "private", "tmp")  # fmt: skip
+ROOMS = (
+    *("spool", "results", "static", "static/images", "static/.stager"),
+    *(f"spool/{name}" for name in SPOOL_ROOMS),
+    *(f"static/.stager/{name}" for name in ("locks", "work", "sidecars")),
+)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_must_have_its_mode_and_owner(used: Lab, room: str) -> None:
+    path = used.root / room
+    mode = path.stat().st_mode & 0o7777
+    path.chmod(0o777)
+    (found,) = findings(used)
+    assert found.startswith("owners and modes: ")
+    assert f"chmod {mode:o} {path}" in found
+    path.chmod(mode)
+    os.chown(path, NOBODY, -1)
+    (found,) = findings(used)
+    assert f"chown 0 {path}" in found
+
+
+def test_a_groups_drop_box_is_no_finding(public_dir: Path) -> None:
+    lab = Lab(public_dir)
+    assert lab.stager("init", "--group", "daemon").returncode == 0
+    assert findings(lab) == []
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param(lambda lab: lab.image("test"), id="image"),
+        pytest.param(lambda lab: lab.target() / "staged", id="flag"),
+        pytest.param(lambda lab: lab.target(), id="build"),
+        pytest.param(lambda lab: lab.root / "results/good.yaml", id="result"),
+    ],
+)
+def test_what_is_published_must_be_readable_by_all(used: Lab, which: Callable[[Lab], Path]) -> None:
+    which(used).chmod(0o700)
+    (found,) = findings(used)
+    assert found.startswith("owners and modes: ")
+    assert which(used).name in found
+
+
+def test_an_older_devservers_image_is_no_finding(used: Lab) -> None:
+    target = used.target(OTHER)
+    target.mkdir()
+    (target / FILES["test"]).write_bytes(b"an image")
+    (target / "staged").write_text("test\n# a note\n")
+    assert findings(used) == []
+
+
+def test_the_doctor_is_a_program_that_ends_with_1_and_says_what_to_do(used: Lab) -> None:
+    token(used).with_name("99.free").touch()
+    (used.root / "spool/private").chmod(0o755)
+    done = used.stager("doctor", "--json")
+    found = json.loads(done.stdout)["findings"]
+    assert done.returncode == 1
+    assert [f["rule"] for f in found] == ["one token", "owners and modes"]
+    assert all(f["hint"] for f in found)
+
+
+def test_a_spool_at_work_is_well(lab: Lab) -> None:
+    builds = [f"gs://{BUCKET}/board/R{n}" for n in range(12)]
+    for build in builds:
+        lab.archive(build)
+    with lab.running():
+        for n, build in enumerate(builds * 4):
+            lab.drop(f"n{n}", build, images=["test", "base"])
+        done = lab.stager("doctor")
+        assert lab.spool("requests") or lab.spool("waiting") or lab.spool("done")
+    assert done.returncode == 0, done.stdout
+
+
+# -- verify ----------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    with path.open("r+b") as f:
+        f.seek(path.stat().st_size // 2)
+        byte = f.read(1)
+        f.seek(-1, os.SEEK_CUR)
+        f.write(bytes([byte[0] ^ 1]))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a flipped byte": (flip, "other content"),
+    "a missing file": (Path.unlink, "not there"),
+    "a cut-off file": (lambda path: os.truncate(path, 1000), "has 1000 bytes"),
+    "an empty file": (lambda path: path.write_bytes(b""), "has 0 bytes"),
+    "a longer file": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "bytes"),
+}
+
+
+def verify(lab: Lab, *words: str) -> tuple[int, list[dict[str, str]]]:
+    done = lab.stager("verify", *words, "--json")
+    assert "Traceback" not in done.stderr
+    return done.returncode, json.loads(done.stdout)["damaged"]
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_verify_finds_the_damaged_image_and_no_other(used: Lab, what: str) -> None:
+    damage, words = DAMAGES[what]
+    assert verify(used) == (0, [])
+    damage(used.image("test"))
+    code, found = verify(used)
+    assert code == 1
+    assert [(f["build"], f["image"]) for f in found] == [(BUILD, "test")]
+    assert words in found[0]["damage"]
+
+
+@pytest.mark.parametrize("what", ["a flipped byte", "a missing file", "a cut-off file"])
+def test_a_damaged_image_is_staged_again(used: Lab, what: str) -> None:
+    sound = {image: used.image(image).read_bytes() for image in ("test", "base")}
+    DAMAGES[what][0](used.image("test"))
+    with used.running():
+        code, ((found),) = verify(used, "--repair")
+        assert code == 1
+        assert used.result(found["repair"])["state"] == "staged"
+        until(lambda: verify(used) == (0, []))
+    assert {image: used.image(image).read_bytes() for image in sound} == sound
+    assert set(used.flag()) == {"test", "base"}
+    assert findings(used) == []
+
+
+def test_an_image_is_mended_where_requests_may_not_force(used: Lab) -> None:
+    flip(used.image("test"))
+    used.write_config(allow_force=False)
+    with used.running():
+        _, (found,) = verify(used, "--repair")
+        assert used.result(found["repair"])["state"] == "staged"
+    assert verify(used) == (0, [])
+
+
+def test_without_repair_nothing_is_changed(used: Lab) -> None:
+    flip(used.image("test"))
+    before = used.image("test").read_bytes()
+    assert verify(used)[0] == 1
+    assert used.spool("requests") == []
+    assert used.image("test").read_bytes() == before

@@ -1,0 +1,82 @@
+"""A long member is read in slices by several connections: in order, bounded, ended in time."""
+
+import os
+import random
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+from archives import TEST
+from test_archive import ARCHIVE_ROOM_BYTES, Memory, go_on, in_memory
+
+from stager.archive import SLICE_BYTES
+from stager.errors import ArchiveUnavailable, Stopping
+from stager.zipdir import Member
+
+
+def drain(stream: Iterator[bytes], into: bytearray) -> None:
+    for piece in stream:
+        into += piece
+
+
+@cache
+def long_member() -> tuple[bytes, Member, bytes]:
+    """Return an archive of some slices, its only member, and what that holds."""
+    data = random.Random(3).randbytes(3 * SLICE_BYTES + 12_345)
+    with tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(TEST, data)
+        whole = os.pread(file.fileno(), 1 << 30, 0)
+    return whole, in_memory(Memory(whole)).directory().member(TEST), data
+
+
+@pytest.mark.parametrize("connections", [1, 2, 3, 8])
+def test_a_long_member_is_read_by_several_connections_and_comes_in_order(connections: int) -> None:
+    whole, member, data = long_member()
+    reader = Memory(whole)
+    archive = in_memory(reader, connections)
+    assert b"".join(archive.stream(member, go_on)) == data
+    assert len(reader.spans) == (1 if connections == 1 else 4)
+    assert archive.fetched <= member.compressed + ARCHIVE_ROOM_BYTES + 30 + len(TEST)
+
+
+def test_no_more_is_read_ahead_than_the_connections_may_hold() -> None:
+    whole, member, _ = long_member()
+    reader, connections = Memory(whole), 2
+    stream = in_memory(reader, connections).stream(member, go_on)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]  # an Iterator that is a generator
+    assert len(reader.spans) <= connections + 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("slice")]
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_a_broken_slice_ends_the_stream_with_its_error(connections: int) -> None:
+    whole, member, data = long_member()
+    archive = in_memory(Memory(whole, breaks_at=2 * SLICE_BYTES), connections)
+    came = bytearray()
+    with pytest.raises(ArchiveUnavailable, match="broken"):
+        drain(archive.stream(member, go_on), came)
+    assert data.startswith(came)
+    assert SLICE_BYTES < len(came) <= 2 * SLICE_BYTES
+    assert not [t for t in threading.enumerate() if t.name.startswith("slice")]
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_a_stream_ends_where_the_work_should_end(connections: int) -> None:
+    whole, member, _ = long_member()
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise Stopping("enough")
+
+    reader = Memory(whole)
+    with pytest.raises(Stopping):
+        list(in_memory(reader, connections).stream(member, check))
+    assert len(reader.spans) <= 1 + connections

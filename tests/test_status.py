@@ -1,0 +1,242 @@
+"""`status`: the words for every state, and when somebody should look after the spool."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from archives import make_image
+from cloud import Cloud
+from lab import BUCKET, BUILD, DEADLINE, FILES, Lab, until
+
+from stager import durable
+from stager.identity import host_slug
+from stager.layout import Waiting, parse_build
+
+ABSENT = f"gs://{BUCKET}/x86-alex-release/R99"
+HOST = socket.gethostname()
+
+
+def say(lab: Lab, name: str) -> str:
+    """Return what `status NAME` prints."""
+    done = lab.stager("status", name)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def await_words(lab: Lab, name: str, words: str) -> str:
+    """Ask until `status NAME` says something; return all it says."""
+    last = ""
+
+    def asked() -> bool:
+        nonlocal last
+        last = say(lab, name)
+        return re.search(words, last) is not None
+
+    try:
+        until(asked, seconds=10)
+    except AssertionError:
+        raise AssertionError(f"{words!r} was not said, but {last!r}") from None
+    return last
+
+
+def put_in_waiting(lab: Lab, name: str, age: float, due_in: float) -> None:
+    """Make a request that arrived `age` seconds ago and is due in `due_in` seconds."""
+    now = time.time()
+    arrived = f"{int((now - age) * 1e9)}-abcdef"
+    entry = Waiting(5, int(now + due_in), 0, f"{name}.yaml", arrived, 1, 0, durable.nonce())
+    path = lab.root / "spool/tmp" / durable.nonce()
+    path.write_text(yaml.safe_dump({"build": BUILD, "images": ["test"]}))
+    path.rename(lab.root / "spool/waiting" / str(entry))
+
+
+def check(lab: Lab) -> tuple[int, str]:
+    done = lab.stager("status", "--check")
+    return done.returncode, done.stderr
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def test_what_is_not_claimed_yet_waits(lab: Lab) -> None:
+    lab.drop("mine")
+    assert say(lab, "mine").startswith("waiting: ")
+    assert say(lab, "mine.yaml") == say(lab, "mine")
+
+
+def test_a_request_waits_because_its_archive_is_not_there_yet(lab: Lab) -> None:
+    lab.drop("mine", ABSENT)
+    with lab.running():
+        assert await_words(lab, "mine", "archive not there yet").startswith("waiting: ")
+
+
+def test_a_request_waits_because_its_build_is_busy_and_says_where(public_dir: Path) -> None:
+    lab = Lab(public_dir, {"lease": "60s"}).init()
+    lab.archive()
+    build = parse_build(BUILD, frozenset())
+    peer = lab.peer()
+    with peer.locks.take(build.key), lab.running():
+        lab.drop("mine")
+        assert await_words(lab, "mine", "busy") == f"waiting: build busy on {host_slug(HOST)}"
+    peer.heart.leave()
+
+
+def test_a_request_waits_for_room(lab: Lab) -> None:
+    lab.archive()
+    lab.write_config(min_free="99%")
+    with lab.running():
+        lab.drop("mine")
+        assert await_words(lab, "mine", "no space").startswith("waiting: ")
+
+
+def test_a_deferred_request_says_when_it_is_tried_again(lab: Lab) -> None:
+    put_in_waiting(lab, "mine", 5, 3600)
+    assert re.fullmatch(r"waiting: retry at \d\d:\d\d:\d\d", say(lab, "mine"))
+
+
+def test_an_active_request_says_phase_bytes_rate_and_time_left(
+    cloud_lab: tuple[Lab, Cloud],
+) -> None:
+    lab, cloud = cloud_lab
+    lab.upload(cloud, images={FILES["test"]: make_image(1, 16_000_000)})
+    cloud.slow(lab.archive_path().stat().st_size // 8)
+    with lab.running():
+        lab.drop("mine")
+        said = await_words(lab, "mine", "[1-9] of ")
+        words = r"active: fetching, test, on \S+, \d+ of \d+ MiB, \d+\.\d MB/s, \d+ s left"
+        assert re.fullmatch(words, said), said
+        view = json.loads(lab.stager("status", "mine", "--json").stdout)
+        assert 0 < view["bytes"] < view["total_bytes"]
+        left = (view["total_bytes"] - view["bytes"]) / view["bytes_per_second"]
+        assert view["seconds_left"] == pytest.approx(left, abs=1)
+        assert left > 1.5, "else the test is too slow to tell"
+        listed = lab.stager("status").stdout
+        assert "1 active, 0 waiting" in listed
+        assert re.search(r"active +mine\.yaml +fetching", listed)
+        cloud.clear_faults()
+        lab.result("mine")
+
+
+def test_an_answered_request_has_its_results_state(lab: Lab) -> None:
+    lab.archive()
+    lab.drop("first")
+    lab.once()
+    lab.drop("again")
+    lab.drop("missing", ABSENT, wait=0)
+    lab.drop("wrong", images=[])
+    lab.once()
+    said = {name: say(lab, name) for name in ("first", "again", "missing", "wrong")}
+    assert said == {
+        "first": "staged", "again": "already_staged", "missing": "failed", "wrong": "rejected",
+    }  # fmt: skip
+
+
+def test_the_spool_at_a_glance(lab: Lab) -> None:
+    lab.archive()
+    (lab.requests / "README").touch()
+    (lab.requests / ".half.tmp").touch()
+    with lab.running():
+        lab.result(lab.drop("good"))
+        lab.drop("missing", ABSENT)
+        until(lambda: lab.spool("waiting"))
+        data = json.loads(lab.stager("status", "--json").stdout)
+        text = lab.stager("status").stdout
+        listed = lab.stager("list").stdout
+    assert [entry["request"] for entry in data["waiting"]] == ["missing.yaml"]
+    assert [entry["request"] for entry in data["answered"]] == ["good.yaml"]
+    assert [(i["host"], i["alive"]) for i in data["instances"]] == [(HOST, True)]
+    assert data["other_files"] == 2
+    assert f"machines: {HOST}\n" in text
+    assert "0 active, 1 waiting, 1 answered" in text
+    assert "missing.yaml" in listed
+    assert "good.yaml" in listed
+
+
+def test_watching_goes_on_until_it_is_interrupted(lab: Lab) -> None:
+    command = [sys.executable, "-m", "stager.cli", "status", "--watch", "--config", str(lab.config)]
+    with subprocess.Popen(
+        command, env=lab.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        heads = [line for _ in range(4) if (line := process.stdout.readline()).startswith("mach")]
+        assert len(heads) == 2, "it is shown anew"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+# -- check -----------------------------------------------------------------------------------------
+
+
+def test_a_healthy_spool_needs_nobody(lab: Lab) -> None:
+    with lab.running():
+        lab.drop("mine", ABSENT)
+        assert check(lab) == (0, "")
+        data = json.loads(lab.stager("status", "--check", "--json").stdout)
+        assert data["troubles"] == []
+
+
+def test_a_daemon_of_another_machine_is_seen_by_its_heartbeat(lab: Lab) -> None:
+    lab.env["WATCHERD_BOOT_ID"] = "another-machine"
+    with lab.running():
+        lab.env.clear()
+        assert check(lab) == (0, "")
+
+
+@pytest.mark.parametrize("how", ["never", "stopped", "killed", "silent elsewhere"])
+def test_a_spool_without_a_live_instance_needs_somebody(lab: Lab, how: str) -> None:
+    if how == "silent elsewhere":
+        lab.peer(machine="another")
+    elif how != "never":
+        daemon = lab.start()
+        daemon.kill() if how == "killed" else daemon.stop()
+    code, said = check(lab)
+    assert code == 1
+    assert "no live watcherd" in said
+
+
+def test_a_standing_fault_needs_somebody_and_its_end_nobody(lab: Lab) -> None:
+    lab.archive()
+    lab.write_config(min_free="99%")
+    with lab.running() as daemon:
+        lab.drop("mine")
+        daemon.await_log("the queue waits")
+        until(lambda: check(lab)[0] == 1)
+        assert f"{HOST}: " in check(lab)[1]
+        assert "fault on" in lab.stager("status").stdout
+        lab.write_config(min_free="0")
+        daemon.process.send_signal(signal.SIGHUP)
+        lab.result("mine")
+        until(lambda: check(lab) == (0, ""))
+
+
+def test_a_spool_that_does_not_work_is_a_standing_fault(lab: Lab) -> None:
+    with lab.running() as daemon:
+        mark = lab.root / "results/.layout"
+        mark.rename(lab.root / "away")
+        daemon.await_log("the spool does not work")
+        time_out = time.monotonic() + 5
+        found: Any = (0, "")
+        while found[0] == 0 and time.monotonic() < time_out:
+            found = check(lab)
+        (lab.root / "away").rename(mark)
+        assert found[0] == 1, found
+        assert ".layout" in found[1]
+
+
+def test_a_request_that_has_waited_too_long_needs_somebody(lab: Lab) -> None:
+    put_in_waiting(lab, "young", 60, 3600)
+    with lab.running():
+        assert check(lab) == (0, "")
+        put_in_waiting(lab, "old", 2 * 3600, 3600)
+        code, said = check(lab)
+    assert code == 1
+    assert "120 minutes" in said
