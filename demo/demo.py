@@ -35,7 +35,7 @@ def make_archive(path: Path) -> None:
 
 def image(chance: random.Random) -> bytes:
     """Return a disk image: a third zeros, a third text, a third noise."""
-    parts = []
+    parts: list[bytes] = []
     while sum(map(len, parts)) < IMAGE_BYTES:
         size = chance.choice((64, 256, 1024)) << 10
         text = (b"%08x a line of a file on the image\n" % chance.getrandbits(32)) * (size // 40)
@@ -103,9 +103,9 @@ def show(root: Path) -> None:
     say("the static tree (what an HTTP server would serve; no id_rsa)")
     for path in sorted((root / "static/images").rglob("*")):
         if path.is_file():
-            info = path.stat()
-            used = info.st_blocks * 512
-            print(f"{info.st_size:>10} bytes, {used:>10} on disk  {path.relative_to(root)}")
+            there = path.stat()
+            used = there.st_blocks * 512
+            print(f"{there.st_size:>10} bytes, {used:>10} on disk  {path.relative_to(root)}")
     fetched = next(
         int(line.split(":")[1])
         for line in (root / f"results/{name}.yaml").read_text().splitlines()

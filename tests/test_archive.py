@@ -47,6 +47,9 @@ class Memory:
                 raise ArchiveUnavailable("broken")
             yield self.data[at : min(end, at + self.piece_bytes)]
 
+    def interrupt(self) -> None:
+        pass
+
 
 def in_memory(reader: Memory, connections: int = 1) -> Archive:
     return Archive("gs://b/o", 1, len(reader.data), reader, connections)
