@@ -75,7 +75,7 @@ class Server:
         self.watch.arm()
         for problem in site.check_modes(self.paths, os.geteuid()):
             log.warning(problem)
-        for key in ("metrics", "on_done"):
+        for key in ("metrics", "on_done", "retention"):
             if getattr(self.config, key) != Config.model_fields[key].default:
                 log.warning(f"{key} is read, but not used by this version yet")
         log.info(
