@@ -29,7 +29,7 @@ from stager.layout import Claim
 from stager.lock import Locks
 from stager.spool import Spool
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "chromeos-image-archive"
 BUILD = f"gs://{BUCKET}/x86-alex-release/R23-2811.0.0"
 FILES = {
