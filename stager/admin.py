@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from stager import client, doctor, orders, site
+from stager import client, doctor, orders, repair, site
 from stager.command import Command, cli, common, dump, load
 from stager.config import Config
 from stager.errors import SetupError
@@ -122,10 +122,16 @@ def verify(repair: bool, option: str | None, as_json: bool) -> None:
 
 
 @cli.command("doctor")
+@click.option("--repair", "mends", is_flag=True, help="Mend what can be mended without harm.")
 @common
-def doctor_(option: str | None, as_json: bool) -> None:
+def doctor_(mends: bool, option: str | None, as_json: bool) -> None:
     """Check that everything on disk is as it must be."""
     config = load(option, ruler=True)
-    found = [{"rule": f.rule, "what": f.what, "hint": f.hint} for f in doctor.examine(config)]
+    findings = doctor.examine(config)
+    found = [{"rule": f.rule, "what": f.what, "hint": f.hint} for f in findings]
+    if mends and findings:
+        outcomes = dict(repair.repair(config, findings))
+        found = [f | {"repair": outcomes[which]} for f, which in zip(found, findings, strict=True)]
     dump({"findings": found}, as_json)
-    sys.exit(client.FAILED if found else 0)
+    left = [f for f in found if f.get("repair") != repair.MENDED]
+    sys.exit(client.FAILED if left else 0)

@@ -1,7 +1,7 @@
 """Checks of a live spool: the invariants of the protocol, and the staged images themselves.
 
 A running spool changes while it is looked at, so a finding counts only when two looks, some time
-apart, agree on it.
+apart, agree on it. What can be mended without harm says how (repair.py does it).
 """
 
 import os
@@ -19,18 +19,45 @@ from stager.inflate import digest
 from stager.layout import FLAG, Build, Claim, Paths, Waiting, arrival_ns, parse_build
 from stager.lock import Token
 from stager.marker import Sidecar
+from stager.spool import ROOMS
 
 SETTLE_SECONDS = 2.0
-STATES = ("active", "waiting", "done", "failed", "cancelled")
+STATES = ("active", "waiting", *ROOMS)
+
+
+@dataclass(frozen=True, slots=True)
+class MendFlag:
+    """Write a build's flag anew, under its token."""
+
+    build: Build
+
+
+@dataclass(frozen=True, slots=True)
+class MendTokens:
+    """Leave one token to a build."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class MendAnswer:
+    """Answer a request that ended without one."""
+
+    room: Path
+    claim: Claim
+
+
+Mend = site.Misfit | MendFlag | MendTokens | MendAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it must be."""
+    """One thing that is not as it must be; `mend` is what `doctor --repair` would do."""
 
     rule: str
     what: str
     hint: str
+    mend: Mend | None = None
 
 
 def examine(config: Config, seconds: float = SETTLE_SECONDS) -> list[Finding]:
@@ -45,21 +72,24 @@ def examine(config: Config, seconds: float = SETTLE_SECONDS) -> list[Finding]:
 def _findings(config: Config) -> Iterator[Finding]:
     paths = config.paths
     try:
-        site.check(config)
+        site.check(config, as_root=True)
     except (SetupError, NotNow) as e:
         yield Finding("layout", str(e), "mount what belongs there, or correct the configuration")
         return
     uid = site.Layout.read(paths.marks[0]).uid
-    modes = [*site.check_modes(paths, uid), *_unreadable(paths)]
-    for problem in modes:
-        yield Finding("owners and modes", problem, "run the command named")
-    if not any("is not there" in problem for problem in modes):
+    misfits = [*site.check_modes(paths, uid), *_unreadable(paths)]
+    for misfit in misfits:
+        mend = misfit if misfit.uid is not None or misfit.mode is not None else None
+        what = f"{misfit.path} {misfit.what}"
+        yield Finding("owners and modes", what, misfit.command, mend)
+    if not any(misfit.what == "is not there" for misfit in misfits):
         yield from _states(paths)
+        yield from _answers(paths)
         yield from _tokens(paths)
         yield from _flags(config)
 
 
-def _unreadable(paths: Paths) -> Iterator[str]:
+def _unreadable(paths: Paths) -> Iterator[site.Misfit]:
     """Say what of the published is not for everybody to read."""
     for name in durable.listing(paths.results, touch=False):
         if name.endswith(".yaml") and not name.startswith("."):
@@ -70,20 +100,23 @@ def _unreadable(paths: Paths) -> Iterator[str]:
             yield from _closed(Path(directory) / file, 0o644)
 
 
-def _closed(path: Path, mode: int) -> Iterator[str]:
+def _closed(path: Path, mode: int) -> Iterator[site.Misfit]:
     try:
-        now = stat.S_IMODE(path.lstat().st_mode)
+        info = path.lstat()
     except FileNotFoundError:
         return
+    now = stat.S_IMODE(info.st_mode)
+    if stat.S_ISLNK(info.st_mode):
+        return
     if now & 0o444 != 0o444 or now & mode & 0o111 != mode & 0o111:
-        yield f"{path} can't be read by everybody: chmod {mode:o} {path}"
+        yield site.Misfit(path, "can't be read by everybody", mode=mode)
 
 
 def _states(paths: Paths) -> Iterator[Finding]:
     """I1, I2: a request is in exactly one state."""
     seen: dict[str, list[str]] = defaultdict(list)
     for room in STATES:
-        for name in durable.listing(paths.spool / room, touch=os.geteuid() == 0):
+        for name in durable.listing(paths.spool / room, touch=_may_touch()):
             parsed = Waiting.parse(name) if room == "waiting" else Claim.parse(name)
             if parsed is None:
                 yield Finding("names", f"{room}/{name!a}", "not ours: move it elsewhere")
@@ -97,35 +130,84 @@ def _states(paths: Paths) -> Iterator[Finding]:
             yield Finding("one state", what, "report this: it must not happen")
 
 
+def _answers(paths: Paths) -> Iterator[Finding]:
+    """I2: what has ended has an answer. Looked at in the order in which an answer moves."""
+    ended = [
+        (paths.spool / room, claim)
+        for room in ROOMS
+        for claim in map(Claim.parse, durable.listing(paths.spool / room, touch=_may_touch()))
+        if claim
+    ]
+    private = set(durable.listing(paths.private, touch=_may_touch()))
+    published = set(durable.listing(paths.results, touch=_may_touch()))
+    for room, claim in ended:
+        if str(claim) not in private and claim.result_file not in published:
+            what = f"request {claim.request_id} in {room.name}/ has no {claim.result_file}"
+            hint = "doctor --repair answers it `internal`; then retry it"
+            yield Finding("answers", what, hint, MendAnswer(room, claim))
+
+
+def _may_touch() -> bool:
+    return os.geteuid() == 0
+
+
 def _tokens(paths: Paths) -> Iterator[Finding]:
     """I5: exactly one token per build."""
     for key in durable.listing(paths.locks, touch=False):
         names = durable.listing(paths.locks / key, touch=False)
         tokens = [t for t in map(Token.parse, names) if t]
         if len(tokens) != 1 or len(names) != 1:
-            yield Finding(
-                "one token", f"locks/{key} holds {len(tokens)} tokens in {len(names)} files",
-                "with no watcherd running, leave only the highest number there",
-            )  # fmt: skip
+            what = f"locks/{key} holds {len(tokens)} tokens in {len(names)} files"
+            if len(tokens) == len(names):
+                hint, mend = "the next request for the build heals it", MendTokens(key)
+            else:
+                hint, mend = "move what is no token elsewhere", None
+            yield Finding("one token", what, hint, mend)
 
 
 def _flags(config: Config) -> Iterator[Finding]:
-    """I3, I4: a flag lists only images that are there, whole, with a record."""
+    """I3, I4: a flag lists just the images that are there, whole, with a record."""
     paths = config.paths
     for directory, _, files in os.walk(paths.images):
-        if FLAG not in files:
+        path, seen = Path(directory), set(files)
+        if not seen & {FLAG, *config.images.values()}:
             continue
-        target = os.path.relpath(directory, paths.static)
-        with open(os.path.join(directory, FLAG), errors="replace") as f:
-            lines = {line.strip() for line in f}
-        for image in sorted(lines & set(config.images)):
-            path = Path(directory, config.images[image])
-            size = path.stat().st_size if path.exists() else 0
-            key = Build("-", *target.removeprefix("images/").rsplit("/", 1)).key
-            sidecar = Sidecar.read(paths.sidecar(key, image))
-            if size == 0 or (sidecar and sidecar.size != size):
-                what = f"{target}: {image} is listed, but not there" + (" whole" if size else "")
-                yield Finding("true flags", what, "drop a request for it: it is staged again")
+        rel_path, _, short = str(path.relative_to(paths.images)).rpartition("/")
+        build = Build("-", rel_path, short)
+        lines = _lines(path / FLAG) if FLAG in seen else set()
+        for image, file in config.images.items():
+            sidecar = Sidecar.read(paths.sidecar(build.key, image))
+            size = _size(path / file)
+            whole = size and (sidecar is None or sidecar.size == size)
+            if image in lines and not whole:
+                what = f"{build.target}: {image} is listed, but not there"
+                what += " whole" if size else ""
+                hint = "drop a request for it: it is staged again"
+                yield Finding("true flags", what, hint, MendFlag(build))
+            elif image not in lines and whole and sidecar and _is_free(paths, build.key):
+                what = f"{build.target}: {image} is staged, but not listed"
+                hint = "drop a request for it: the flag is written"
+                yield Finding("true flags", what, hint, MendFlag(build))
+
+
+def _lines(flag: Path) -> set[str]:
+    return {line.strip() for line in flag.read_text(errors="replace").splitlines()}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _is_free(paths: Paths, key: str) -> bool:
+    """Whether nobody works on the build: only then its flag is complete."""
+    try:
+        tokens = [Token.parse(name) for name in durable.listing(paths.locks / key, touch=False)]
+    except FileNotFoundError:
+        return True
+    return not any(token and token.inst for token in tokens)
 
 
 def damaged(config: Config) -> Iterator[tuple[str, str, str]]:

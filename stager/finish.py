@@ -33,11 +33,18 @@ def _finish_one(spool: Spool, claim: Claim, room: Path) -> None:
         data = durable.read_file(private)
     except FileNotFoundError:
         return
-    if not result.fits(data, claim):
+    if result.fits(data, claim):
+        spool.publish(claim)
+    else:
         # The answer was torn (a crash without a sync): the commit stands, so say so.
-        tmp = spool.paths.tmp / f"{spool.heart.inst}.{nonce()}"
-        durable.write_new(tmp, result.to_yaml(_lost_answer(spool, claim, room), claim))
-        os.rename(tmp, private)
+        answer_lost(spool, claim, room)
+
+
+def answer_lost(spool: Spool, claim: Claim, room: Path) -> None:
+    """Publish an answer of ours for a committed claim whose own was lost."""
+    tmp = spool.paths.tmp / f"{spool.heart.inst}.{nonce()}"
+    durable.write_new(tmp, result.to_yaml(_lost_answer(spool, claim, room), claim))
+    os.rename(tmp, spool.paths.private / str(claim))
     spool.publish(claim)
 
 

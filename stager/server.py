@@ -73,8 +73,8 @@ class Server:
         self.heart.register()
         self._pulse.start()
         self.watch.arm()
-        for problem in site.check_modes(self.paths, os.geteuid()):
-            log.warning(problem)
+        for misfit in site.check_modes(self.paths, os.geteuid()):
+            log.warning(str(misfit))
         for key in ("metrics", "on_done", "retention"):
             if getattr(self.config, key) != Config.model_fields[key].default:
                 log.warning(f"{key} is read, but not used by this version yet")

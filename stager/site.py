@@ -109,15 +109,15 @@ def _existing(paths: Paths) -> Layout | None:
     return found[0] if found else None
 
 
-def check(config: Config) -> Layout:
-    """See that the directories are the ones that were set up, and ours."""
+def check(config: Config, *, as_root: bool = False) -> Layout:
+    """See that the directories are the ones that were set up, and ours (or root may look)."""
     first, *others = (Layout.read(mark) for mark in config.paths.marks)
     if any(other.set_id != first.set_id for other in others):
         where = ", ".join(str(mark) for mark in config.paths.marks)
         raise SetupError(f"spool, static and results are not of one set: compare {where}")
     if first.version != VERSION:
         raise SetupError(f"the spool has layout version {first.version}; this is for {VERSION}")
-    if first.uid != os.geteuid():
+    if first.uid != os.geteuid() and not (as_root and os.geteuid() == 0):
         raise SetupError(
             f"the spool belongs to uid {first.uid}, and this is uid {os.geteuid()}: "
             f"start the daemon as that user"
@@ -156,22 +156,51 @@ def _probe(source: Path, target: Path, what: str) -> None:
                 path.unlink()
 
 
-def check_modes(paths: Paths, uid: int) -> list[str]:
-    """Return what is wrong with owners and modes, each with the command that mends it."""
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A path that is not as it must be: what is wrong, and what mends it."""
+
+    path: Path
+    what: str
+    uid: int | None = None
+    mode: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.what}: {self.command}"
+
+    @property
+    def command(self) -> str:
+        """Return what a person would type."""
+        if self.uid is not None:
+            return f"chown {self.uid} {self.path}"
+        if self.mode is not None:
+            return f"chmod {self.mode:o} {self.path}"
+        return "stager init"
+
+    def mend(self) -> None:
+        """Set the owner or the mode; OSError where that is not ours to do."""
+        if self.uid is not None:
+            os.chown(self.path, self.uid, -1, follow_symlinks=False)
+        elif self.mode is not None:
+            os.chmod(self.path, self.mode)
+
+
+def check_modes(paths: Paths, uid: int) -> list[Misfit]:
+    """Return what is wrong with the owners and modes of the directories."""
     problems = []
     for path, mode in _rooms(paths, OPEN_MODE).items():
         try:
             info = path.lstat()
         except FileNotFoundError:
-            problems.append(f"{path} is not there: stager init")
+            problems.append(Misfit(path, "is not there"))
             continue
         modes = {mode, GROUP_MODE} if path == paths.requests else {mode}
         if not stat.S_ISDIR(info.st_mode):
-            problems.append(f"{path} is no directory: move it away, then stager init")
+            problems.append(Misfit(path, "is no directory; move it away"))
         elif info.st_uid != uid:
-            problems.append(f"{path} belongs to uid {info.st_uid}: chown {uid} {path}")
+            problems.append(Misfit(path, f"belongs to uid {info.st_uid}", uid=uid))
         elif stat.S_IMODE(info.st_mode) not in modes:
-            problems.append(f"{path} has the wrong mode: chmod {mode:o} {path}")
+            problems.append(Misfit(path, "has the wrong mode", mode=mode))
     return problems
 
 

@@ -44,7 +44,7 @@ def used(template: Path, public_dir: Path) -> Iterator[Lab]:
 def findings(lab: Lab) -> list[str]:
     """Return what the doctor finds; nothing runs, so that the second look can come at once."""
     found = doctor.examine(load_config(lab.config, {}), 0.0)
-    return [f"{f.rule}: {f.what}" for f in found]
+    return [f"{f.rule}: {f.what}: {f.hint}" for f in found]
 
 
 def claim_in(lab: Lab, room: str) -> Claim:
@@ -104,6 +104,13 @@ BREAKAGES: dict[str, tuple[Callable[[Lab], object], str]] = {
             (lab.root / "spool/LAYOUT").read_text().replace("set: ", "set: f")
         ),
         ".layout",
+    ),
+    "a staged image that the flag does not list": (
+        lambda lab: (lab.target() / "staged").write_text("base\n"),
+        "test is staged, but not listed",
+    ),
+    "a request that ended without an answer": (
+        lambda lab: (lab.root / "results/good.yaml").unlink(), "answers: request ",
     ),
     "a room that is gone": (lambda lab: (lab.root / "spool/cancelled").rmdir(), "cancelled"),
 }  # fmt: skip
@@ -205,6 +212,80 @@ def test_a_spool_at_work_is_well(lab: Lab) -> None:
         done = lab.stager("doctor")
         assert lab.spool("requests") or lab.spool("waiting") or lab.spool("done")
     assert done.returncode == 0, done.stdout
+
+
+# -- repair ----------------------------------------------------------------------------------------
+
+MENDED = (
+    "two tokens", "no token", "a flag with an image that is not there",
+    "a flag with a line too many", "a flag with an empty image", "a flag with half an image",
+    "a staged image that the flag does not list", "a request that ended without an answer",
+)  # fmt: skip
+NOT_MENDED = (
+    "something beside a token", "done and failed", "done and active", "a name that is none",
+    "another set's results",
+)  # fmt: skip
+
+
+def repair(lab: Lab) -> tuple[int, list[str]]:
+    done = lab.stager("doctor", "--repair", "--json")
+    assert "Traceback" not in done.stderr
+    return done.returncode, [f["repair"] for f in json.loads(done.stdout)["findings"]]
+
+
+@pytest.mark.parametrize("what", MENDED)
+def test_what_harms_nobody_is_mended(used: Lab, what: str) -> None:
+    BREAKAGES[what][0](used)
+    assert repair(used) == (0, ["mended"])
+    assert findings(used) == []
+    assert (used.spool("instances"), used.is_clean()) == ([], True)
+
+
+@pytest.mark.parametrize("what", NOT_MENDED)
+def test_what_needs_a_person_is_left_and_said(used: Lab, what: str) -> None:
+    BREAKAGES[what][0](used)
+    before = findings(used)
+    code, (outcome,) = repair(used)
+    assert code == 1
+    assert outcome.startswith("not mended: ")
+    assert findings(used) == before
+
+
+def test_owners_and_modes_are_mended_by_root(public_dir: Path) -> None:
+    lab = Lab(public_dir, user=NOBODY).init()
+    lab.archive()
+    lab.drop("good")
+    lab.once()
+    os.chown(lab.root / "spool/active", 0, 0)
+    (lab.root / "spool/private").chmod(0o777)
+    lab.image("test").chmod(0o600)
+    (lab.target() / "staged").write_text("")
+    assert lab.stager("doctor").returncode == 1
+    assert repair(lab) == (0, ["mended"] * 4)
+    assert lab.stager("doctor", user=NOBODY).returncode == 0
+    made = [lab.target() / "staged", *(lab.root / "static/.stager/locks").glob("*/*")]
+    assert {path.stat().st_uid for path in made} == {NOBODY}
+
+
+def test_a_lost_answer_is_said_to_be_lost_and_the_request_can_be_retried(used: Lab) -> None:
+    BREAKAGES["a request that ended without an answer"][0](used)
+    repair(used)
+    answer = used.result("good")
+    assert (answer["state"], answer["error"]["code"]) == ("failed", "internal")
+    (used.root / "results/good.yaml").unlink()
+    with used.running():
+        assert used.stager("retry", "good").returncode == 0
+        assert used.result("good")["state"] == "already_staged"
+
+
+def test_a_build_at_work_is_not_mended_under_its_owner(used: Lab) -> None:
+    (used.target() / "staged").write_text("test\nbase\nrecovery\n")
+    peer = used.peer(machine="another")
+    with peer.locks.take(KEY):
+        code, (outcome,) = repair(used)
+    assert code == 1
+    assert "another machine" in outcome or "not mended" in outcome
+    assert repair(used) == (0, ["mended"])
 
 
 # -- verify ----------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ LAYERS = (
     {"server"},
     # people
     {"client", "command", "doctor"},
+    {"repair"},
     {"admin", "show"},
     {"cli", "watcherd"},
 )
