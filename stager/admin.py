@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from stager import client, doctor, orders, repair, site
+from stager import client, doctor, gc, orders, prune, repair, site
 from stager.command import Command, cli, common, dump, load
 from stager.config import Config
 from stager.errors import SetupError
 from stager.orders import Order
+from stager.visit import visiting
 
 ORDER_SECONDS = 30.0
 
@@ -81,6 +82,22 @@ def resume(host: str, option: str | None, as_json: bool) -> None:
     _order(load(option, ruler=True), Order("resume", host=host), as_json)
 
 
+@cli.command()
+@click.argument("builds", nargs=-1, required=True, metavar="BUILD...")
+@common
+def pin(builds: tuple[str, ...], option: str | None, as_json: bool) -> None:
+    """Keep builds from retention."""
+    _order(load(option, ruler=True), Order("pin", builds), as_json)
+
+
+@cli.command()
+@click.argument("builds", nargs=-1, required=True, metavar="BUILD...")
+@common
+def unpin(builds: tuple[str, ...], option: str | None, as_json: bool) -> None:
+    """Let retention have builds again."""
+    _order(load(option, ruler=True), Order("unpin", builds), as_json)
+
+
 def _order(config: Config, order: Order, as_json: bool) -> None:
     """Drop an order, wait for its answer, print it."""
     try:
@@ -119,6 +136,21 @@ def verify(repair: bool, option: str | None, as_json: bool) -> None:
             found[-1]["repair"] = name
     dump({"damaged": found}, as_json)
     sys.exit(client.FAILED if found else 0)
+
+
+@cli.command("gc")
+@click.option("--dry-run", is_flag=True, help="Only say what would go, and why.")
+@common
+def gc_(dry_run: bool, option: str | None, as_json: bool) -> None:
+    """Remove the builds, requests and answers that `retention` lets go, now."""
+    config = load(option, ruler=True)
+    with visiting(config) as visit:
+        builds = [
+            {"build": r.build.url, "why": r.why, "bytes": r.bytes, "spared": r.spared}
+            for r in gc.collect(visit, dry_run=dry_run)
+        ]
+        files = [str(path) for path in prune.prune(visit, dry_run=dry_run)]
+    dump({"dry_run": dry_run, "builds": builds, "files": files}, as_json)
 
 
 @cli.command("doctor")

@@ -1,4 +1,4 @@
-"""Obeys the orders in control/: cancel, retry, pause, resume.
+"""Obeys the orders in control/: cancel, retry, pause, resume, pin, unpin.
 
 A cancel is obeyed in place by whoever can: the instance that works on the request, or anybody while
 it waits. The others are taken first, so that they are done once. Owner rules: orders.py.
@@ -17,7 +17,7 @@ from stager import durable, orders
 from stager.dispatch import Dispatcher
 from stager.errors import Cancelled, StagerError
 from stager.finish import finish
-from stager.layout import Claim, Waiting, is_request_name, request_name
+from stager.layout import PIN_PREFIX, Claim, Waiting, is_request_name, parse_build, request_name
 from stager.orders import Answer, Order, Received
 from stager.result import parse_result
 from stager.spool import ROOMS, NotClaimable, Spool
@@ -237,18 +237,35 @@ class Clerk:
         if item.order.verb == "retry":
             return self._retry(item)
         if item.uid not in self._rulers:
-            return Answer(problem="only the daemon's user and root may pause and resume")
+            return Answer(problem="only the daemon's user and root may do that")
+        if item.order.verb in {"pin", "unpin"}:
+            return self._pin(item)
         name = f"paused.{item.order.host}" if item.order.host else "paused"
         if "/" in name or not name.isprintable():
             return Answer(problem="this is no host name")
+        self._post(name, "", there=item.order.verb == "pause")
+        return Answer({item.order.host or "all machines": f"{item.order.verb}d"})
+
+    def _pin(self, item: Received) -> Answer:
+        """Keep builds from retention, or no longer."""
+        files = frozenset(self.dispatcher.tools.config.images.values())
+        for url in item.order.names:
+            try:
+                build = parse_build(url, files)
+            except ValueError as e:
+                return Answer(problem=str(e))
+            self._post(f"{PIN_PREFIX}{build.key}", f"{url}\n", there=item.order.verb == "pin")
+        return Answer(dict.fromkeys(item.order.names, f"{item.order.verb}ned"))
+
+    def _post(self, name: str, content: str, *, there: bool) -> None:
+        """Have a notice in the spool's own directory, or none."""
         tmp = self.paths.tmp / f"{self.spool.heart.inst}.{durable.nonce()}"
-        if item.order.verb == "pause":
-            durable.write_new(tmp, b"")
+        if there:
+            durable.write_new(tmp, content.encode())
             os.rename(tmp, self.paths.spool / name)
         elif name in durable.listing(self.paths.spool):
             durable.move(self.paths.spool / name, tmp)
             durable.discard(tmp)
-        return Answer({item.order.host or "all machines": f"{item.order.verb}d"})
 
     def _retry(self, item: Received) -> Answer:
         """Make new requests of answered ones; of several with one NAME, of the last."""

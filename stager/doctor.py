@@ -22,6 +22,8 @@ from stager.marker import Sidecar
 from stager.spool import ROOMS
 
 SETTLE_SECONDS = 2.0
+MARGIN_SECONDS = 86400.0
+"""More than clocks of machines with one spool differ."""
 STATES = ("active", "waiting", *ROOMS)
 
 
@@ -84,7 +86,7 @@ def _findings(config: Config) -> Iterator[Finding]:
         yield Finding("owners and modes", what, misfit.command, mend)
     if not any(misfit.what == "is not there" for misfit in misfits):
         yield from _states(paths)
-        yield from _answers(paths)
+        yield from _answers(config)
         yield from _tokens(paths)
         yield from _flags(config)
 
@@ -130,13 +132,18 @@ def _states(paths: Paths) -> Iterator[Finding]:
             yield Finding("one state", what, "report this: it must not happen")
 
 
-def _answers(paths: Paths) -> Iterator[Finding]:
-    """I2: what has ended has an answer. Looked at in the order in which an answer moves."""
+def _answers(config: Config) -> Iterator[Finding]:
+    """I2: what has ended has an answer. Looked at in the order in which an answer moves.
+
+    Where retention removes answers, only of requests that are too young for that.
+    """
+    paths, keep = config.paths, config.retention.results
+    since = (time.time() - keep + MARGIN_SECONDS) * 1e9 if keep else 0
     ended = [
         (paths.spool / room, claim)
         for room in ROOMS
         for claim in map(Claim.parse, durable.listing(paths.spool / room, touch=_may_touch()))
-        if claim
+        if claim and claim.arrived_ns > since
     ]
     private = set(durable.listing(paths.private, touch=_may_touch()))
     published = set(durable.listing(paths.results, touch=_may_touch()))
@@ -221,7 +228,9 @@ def damaged(config: Config) -> Iterator[tuple[str, str, str]]:
         url = sidecar.archive_url.rpartition("/")[0]
         build = parse_build(url, frozenset(config.images.values()))
         try:
-            fd = os.open(paths.target(build) / config.images[image], os.O_RDONLY | os.O_CLOEXEC)
+            # Not a reading that should keep it from retention.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME
+            fd = os.open(paths.target(build) / config.images[image], flags)
         except FileNotFoundError:
             yield url, image, "is not there"
             continue

@@ -15,6 +15,8 @@ FLAG = "staged"
 MAX_NAME_BYTES = 150
 SLASHES = set("/\u2044\u2215\u29f8\uff0f")
 """What people, or programs that fold characters, may take for a slash."""
+PIN_PREFIX = "pinned."
+"""A file in the spool's own directory whose name goes on with the key of a build to keep."""
 RETRY = "--"
 """In an id: what stands behind it is the id of the request that this one is a retry of."""
 

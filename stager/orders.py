@@ -22,7 +22,7 @@ AT_ONCE = 20
 MOST_NAMES = 1000
 _NAME = re.compile(r"[a-z2-7]{8,32}\.order")
 _TAKEN = re.compile(r"(?P<inst>[A-Za-z0-9-]+)\.[a-z2-7]+\.[a-z2-7]{8,32}\.order")
-VERBS = ("cancel", "retry", "pause", "resume")
+VERBS = ("cancel", "retry", "pause", "resume", "pin", "unpin")
 
 
 @dataclass(frozen=True, slots=True)

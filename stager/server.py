@@ -18,15 +18,17 @@ from stager.clerk import Clerk
 from stager.config import Config
 from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
-from stager.errors import MachineFault, NotNow, SetupError, StorageError
+from stager.errors import MachineFault, NoSpace, NotNow, SetupError, StorageError
 from stager.finish import finish
 from stager.instance import Buried, Heart
 from stager.intake import Intake, Tally
+from stager.keeper import Keeper
 from stager.lock import Locks
 from stager.marker import Marker
 from stager.spool import Spool
 from stager.stage import Room
 from stager.sweep import Sweeper
+from stager.visit import Visit
 from stager.watch import Wake, Watch
 
 log = structlog.get_logger()
@@ -51,6 +53,7 @@ class Server:
         self.dispatcher = Dispatcher(tools, Intake(tools, self.dropbox), wake.set)
         self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
         self.sweeper = Sweeper(self.paths, self.heart)
+        self.keeper = Keeper()
         self.buried = False
         self.fault: str | None = None
         self.paused = False
@@ -75,7 +78,7 @@ class Server:
         self.watch.arm()
         for misfit in site.check_modes(self.paths, os.geteuid()):
             log.warning(str(misfit))
-        for key in ("metrics", "on_done", "retention"):
+        for key in ("metrics", "on_done"):
             if getattr(self.config, key) != Config.model_fields[key].default:
                 log.warning(f"{key} is read, but not used by this version yet")
         log.info(
@@ -169,6 +172,7 @@ class Server:
     def stop(self) -> None:
         """Give back what is unstarted, end the rest at a safe point, disappear."""
         self.dispatcher.stop()
+        self.keeper.stop()
         self.watch.disarm()
         try:
             with durable.storage():
@@ -254,6 +258,13 @@ class Server:
             self._free_tokens()
             for path in self.sweeper.sweep():
                 log.info("swept", path=str(path))
+            self._keep_order()
+
+    def _keep_order(self) -> None:
+        """Apply retention; sooner where requests wait for room."""
+        hold, tools = self.dispatcher.backlog.hold, self.dispatcher.tools
+        visit = Visit(self.config, self.heart, self.spool, self.locks, tools.marker)
+        self.keeper.turn(visit, hurry=hold is not None and isinstance(hold.error, NoSpace))
 
     def _look_for_pause(self) -> None:
         hosts = {self.heart.identity.host, self.heart.identity.host.split(".")[0]}

@@ -28,7 +28,9 @@ LAYERS = (
     {"job"},
     {"intake"},
     {"dispatch"},
-    {"clerk"},
+    {"clerk", "visit"},
+    {"gc", "prune"},
+    {"keeper"},
     {"server"},
     # people
     {"client", "command", "doctor"},
