@@ -1,5 +1,5 @@
 # make demo   the main job on a small archive in a directory: no account, no network
-# make test   all tests; make lint   ruff and mypy
+# make test   all tests (as root: the Debian packages they use are installed); make lint   ruff and mypy
 # WHEELS=DIR  install from wheels in a directory instead of an index
 
 PYTHON ?= python3
@@ -29,7 +29,11 @@ $(BIN)/.test: pyproject.toml $(BIN)/.runtime
 demo: $(BIN)/.runtime
 	@$(BIN)/python demo/demo.py
 
-test: $(BIN)/.test
+$(BIN)/.debian: tests/debian.sh $(BIN)/.test
+	@sh tests/debian.sh
+	@touch $@
+
+test: $(BIN)/.debian
 	@$(BIN)/python tests/run.py
 
 lint: $(BIN)/.test

@@ -9,9 +9,10 @@ import os
 import stat
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from stager import durable
@@ -22,6 +23,8 @@ LINKED_SECONDS = 0.05
 """A name made without an open within this time was linked in: open and create are one call."""
 WINDOW = 2048
 WINDOW_SECONDS = 0.2
+RELIST_SECONDS = 2.0
+"""So long what a listing showed is worked on before the next: a crowd is costly to list."""
 RETRY_SECONDS = 60.0
 
 Signature = tuple[int, int, int, int]
@@ -59,6 +62,8 @@ class DropBox:
         self._round: set[str] = set()
         self._next_window = 0.0
         self._full = False
+        self._ready: deque[str] = deque()
+        self._listed = 0.0
         self._moved: dict[str, float] = {}
         self._created: dict[str, float] = {}
         self._closed: dict[str, float] = {}
@@ -66,8 +71,6 @@ class DropBox:
         self._lock = threading.Lock()
         self.seen: list[str] = []
         """The request names of the last scan."""
-        self.more = False
-        """Whether the last scan left settled files for the next one."""
         self.others = 0
         """Entries that are not taken by their names."""
 
@@ -92,11 +95,14 @@ class DropBox:
     def settled(self, limit: int) -> list[str]:
         """Scan; return up to `limit` names that may be claimed, in the order they arrived."""
         now = self._clock()
+        if limit and self._ready and now - self._listed < RELIST_SECONDS:
+            return self._rest(limit, now)
+        self._listed = now
         listed = durable.listing(self.directory, touch=self._touch)
         names = [name for name in listed if is_request_name(name)]
         self.others, self.seen = len(listed) - len(names), names
         self._forget(set(names), now)
-        self.more, self._full = False, not limit
+        self._full = not limit
         ready: dict[int, list[tuple[int, str]]] = defaultdict(list)
         for name in self._window(names, now) if limit else ():
             file = self._look(name, now)
@@ -106,8 +112,15 @@ class DropBox:
         turns = [
             (turn, at, n) for own in ready.values() for turn, (at, n) in enumerate(sorted(own))
         ]
-        self.more = len(turns) > limit > 0
-        return [name for _, _, name in sorted(turns)[:limit]]
+        ordered = [name for _, _, name in sorted(turns)]
+        self._ready = deque(ordered[limit:])
+        return ordered[:limit]
+
+    def _rest(self, limit: int, now: float) -> list[str]:
+        """Return more of what the last listing showed, each looked at again."""
+        names = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+        files = ((name, self._look(name, now)) for name in names)
+        return [n for n, f in files if f and now - f.since >= self._patience(n, f)]
 
     def _window(self, names: list[str], now: float) -> Iterator[str]:
         """Yield the names to look at in this scan; of many, others each time.
@@ -122,11 +135,8 @@ class DropBox:
                 yield name
 
     def _some(self, names: list[str], now: float) -> list[str]:
-        def is_due(name: str) -> bool:
-            file = self._files.get(name)
-            return file is not None and now - file.since >= self._patience(name, file)
-
-        first = [name for name in names if name in self._moved or is_due(name)][: WINDOW // 2]
+        due = (n for n, f in self._files.items() if now - f.since >= self._patience(n, f))
+        first = list(islice(chain(list(self._moved), due), WINDOW // 2))
         left = [name for name in names if name not in self._round]
         if len(left) < WINDOW // 2:
             self._round.clear()
@@ -169,7 +179,7 @@ class DropBox:
         dues = [f.since + self._patience(n, f) - now for n, f in self._files.items()]
         if len(self.seen) > WINDOW:
             dues = [self._next_window - now]
-        return 0.0 if self.more else max(0.0, min(dues, default=float("inf")))
+        return 0.0 if self._ready else max(0.0, min(dues, default=float("inf")))
 
     def _forget(self, there: set[str], now: float) -> None:
         self._files = {n: file for n, file in self._files.items() if n in there}
