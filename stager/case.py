@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from stager.archive import Archive, Source
 from stager.config import Config
 from stager.errors import StagerError
+from stager.hook import Hook
 from stager.instance import Heart
 from stager.layout import Claim
 from stager.lock import Locks
@@ -27,6 +28,7 @@ class Tools:
     marker: Marker
     source: Source
     room: Room
+    hook: Hook
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ from stager.errors import (
     Then,
     TooManyAttempts,
 )
+from stager.hook import Call
 from stager.instance import Buried
 from stager.lock import Work
 from stager.request import PRIORITIES, Request
@@ -226,6 +227,8 @@ def answer(tools: Tools, case: Case) -> None:
     case.progress.phase = "answering"
     tools.spool.answer(case.claim, result)
     case.is_answered = True
+    target = str(tools.marker.paths.static / result.target) if result.target else ""
+    tools.hook.call(Call(result, tools.spool.paths.results / case.claim.result_file, target))
     seconds = round(max(0.0, tools.heart.server_now() - case.claim.arrived_ns / 1e9), 3)
     facts = {"request_id": result.request_id, "request": result.request, "seconds": seconds}
     if result.error:

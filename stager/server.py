@@ -20,6 +20,7 @@ from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
 from stager.errors import MachineFault, NoSpace, NotNow, SetupError, StorageError
 from stager.finish import finish
+from stager.hook import Hook
 from stager.instance import Buried, Heart
 from stager.intake import Intake, Tally
 from stager.keeper import Keeper
@@ -49,6 +50,7 @@ class Server:
         self.watch = Watch(self.paths.requests, config.watch, config.rescan, self.dropbox.note)
         self.watch.wake, self.watch.orders = wake, self.paths.control
         self.locks, self.room = Locks(self.paths, self.heart), Room(self.paths.static, config)
+        self.hook = Hook(config.on_done)
         tools = self._tools()
         self.dispatcher = Dispatcher(tools, Intake(tools, self.dropbox), wake.set)
         self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
@@ -78,9 +80,8 @@ class Server:
         self.watch.arm()
         for misfit in site.check_modes(self.paths, os.geteuid()):
             log.warning(str(misfit))
-        for key in ("metrics", "on_done"):
-            if getattr(self.config, key) != Config.model_fields[key].default:
-                log.warning(f"{key} is read, but not used by this version yet")
+        if self.config.metrics != Config.model_fields["metrics"].default:
+            log.warning("metrics is read, but not used by this version yet")
         log.info(
             "watching the drop box",
             spool=str(self.paths.spool), mode=self.watch.mode, filesystem=self.watch.kind,
@@ -166,6 +167,7 @@ class Server:
     def reconfigure(self, config: Config) -> None:
         """Work by another configuration from the next job on."""
         self.config = self.room.config = config
+        self.hook.command = config.on_done
         self.dropbox.settle = config.settle
         self.dispatcher.reconfigure(self._tools())
 
@@ -185,6 +187,7 @@ class Server:
                 self.heart.leave()
         except (MachineFault, Buried) as e:
             log.warning(f"stopped, but could not sign off: {e}")
+        self.hook.stop()
         log.info("stopped", good=self.tally.good, bad=self.tally.bad)
 
     def summary(self) -> str:
@@ -201,7 +204,7 @@ class Server:
     def _tools(self) -> Tools:
         return Tools(
             self.config, self.heart, self.spool, self.locks,
-            Marker(self.paths, self.config.images), self._source(), self.room,
+            Marker(self.paths, self.config.images), self._source(), self.room, self.hook,
         )  # fmt: skip
 
     def _source(self) -> Source:
