@@ -81,10 +81,15 @@ class ArchiveConfig(Strict):
     """Where archives come from."""
 
     source: Literal["gcs", "directory"] = "gcs"
+    """`gcs`, or `directory`: DIRECTORY/<bucket>/<object>, an air-gapped mirror."""
     directory: Text = ""
+    """The mirror's directory."""
     buckets: Texts = ("chromeos-image-archive", "chromiumos-image-archive")
+    """What a request may name."""
     credentials: Text = "default"
+    """`default`, `anonymous`, or a service account's key file."""
     connections: Annotated[int, BeforeValidator(whole(1, 32))] = 4
+    """Ranged reads ahead of the inflater, per image."""
 
     @model_validator(mode="after")
     def _needs(self) -> "ArchiveConfig":
@@ -97,55 +102,85 @@ class LogConfig(Strict):
     """How the daemon logs."""
 
     format: Literal["auto", "text", "json"] = "auto"
+    """`auto`: text, with journal levels under systemd."""
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
 
 
 class MetricsConfig(Strict):
     """Where metrics go."""
 
     textfile: Text = ""
+    """A file for node_exporter's textfile collector."""
     http: Text = ""
+    """ADDRESS:PORT of an endpoint."""
 
 
 class KeepBuilds(Strict):
     """How many builds stay; 0 = off."""
 
     keep: Annotated[int, BeforeValidator(whole(0, 1_000_000))] = 0
+    """So many of each board, those used last."""
     age: Duration = 0.0
+    """So long after the last use."""
     size: Size = 0
+    """So large, all together."""
 
 
 class RetentionConfig(Strict):
     """How long things stay; 0 = for ever."""
 
     builds: KeepBuilds = KeepBuilds()
+    """Which builds stay; where one rule is set, builds also go when `min_free` is not met."""
     results: Duration = 30 * 86400.0
+    """How long answers stay."""
     requests: Duration = 30 * 86400.0
+    """How long answered requests stay."""
 
 
 class Config(Strict):
     """The whole configuration; durations in seconds."""
 
     spool: AbsolutePath = Path("/srv/watcherd/spool")
+    """Requests are dropped into spool/requests."""
     static: AbsolutePath = Path("/srv/watcherd/static")
+    """The tree that the HTTP server serves."""
     results: AbsolutePath = Path("/srv/watcherd/results")
+    """The answers; on the spool's filesystem."""
     archive: ArchiveConfig = ArchiveConfig()
+    """Where archives come from."""
     images: Annotated[dict[str, str], BeforeValidator(_image_files)] = Field(default=IMAGES)
+    """What a request may ask for: name: member of image.zip."""
     workers: Annotated[int, BeforeValidator(whole(1, 256))] = 2
+    """Builds staged at the same time by this machine."""
     watch: Literal["auto", "inotify", "poll"] = "auto"
+    """How the drop box is watched; `auto` polls on network filesystems."""
     settle: Duration = 2.0
+    """So long must a file stay unchanged that was not moved or linked in."""
     rescan: Duration | None = None
+    """Between scans; left out: 15s, and 3s on network filesystems."""
     heartbeat: Duration = 10.0
+    """As `stager init` wrote it into the spool."""
     lease: Annotated[Duration, Field(validate_default=True)] = 90.0
+    """So long without a heartbeat, and a machine is dead; as `stager init` wrote it."""
     attempts: Annotated[int, BeforeValidator(whole(1, 1000))] = 5
+    """Tries while Cloud Storage does not answer properly."""
     wait_for_archive: Duration = 600.0
+    """For an archive that is not there yet; a request's `wait` overrides it."""
     min_free: Annotated[str, BeforeValidator(_min_free)] = "5%"
+    """What stays free of the static tree's filesystem: a percentage, or a size such as 20G."""
     static_url: Text = ""
+    """Where the static tree is served: puts `url:` into answers."""
     allow_force: Flag = True
+    """Whether requests may `force`."""
     log: LogConfig = LogConfig()
+    """How the daemon logs."""
     metrics: MetricsConfig = MetricsConfig()
+    """Where metrics go."""
     on_done: Texts = ()
+    """A command and its arguments, run after each answer."""
     retention: RetentionConfig = RetentionConfig()
+    """How long things stay; 0: for ever."""
 
     @field_validator("lease")
     @classmethod

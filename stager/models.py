@@ -8,7 +8,7 @@ import difflib
 import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 
 from stager.errors import Problem
 from stager.yamltext import Document, Path
@@ -93,11 +93,28 @@ def size(value: Any) -> Any:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(duration)]
-Flag = Annotated[bool, BeforeValidator(boolean)]
+_NUMBER = {"type": "number", "minimum": 0}
+
+
+def _written(pattern: str) -> WithJsonSchema:
+    """Return the schema of a number that may be written with a unit."""
+    return WithJsonSchema({"anyOf": [_NUMBER, {"type": "string", "pattern": pattern}]})
+
+
+_WORDS = {"type": "array", "items": {"type": "string"}}
+Duration = Annotated[float, BeforeValidator(duration), _written(r"^\s*\d+(\.\d+)?\s*[smhd]?\s*$")]
+Flag = Annotated[
+    bool,
+    BeforeValidator(boolean),
+    WithJsonSchema({"enum": [True, False, *sorted(_TRUE | _FALSE)]}),
+]
 Text = Annotated[str, BeforeValidator(text)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(texts)]
-Size = Annotated[int, BeforeValidator(size)]
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(texts),
+    WithJsonSchema({"anyOf": [_WORDS, {"type": "string"}]}),
+]
+Size = Annotated[int, BeforeValidator(size), _written(r"^\s*\d+(\.\d+)?\s*[KMGT]?i?B?\s*$")]
 
 
 def check(

@@ -7,7 +7,7 @@ quotes too) and key names.
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 
 from stager.errors import BucketNotAllowed, Problem, RequestError
 from stager.layout import Build, parse_build
@@ -82,13 +82,41 @@ def _force(value: Any, info: ValidationInfo) -> Any:
 class Request(Strict):
     """What a request file asks for."""
 
-    build: Annotated[Build, BeforeValidator(_build)]
-    images: Annotated[tuple[str, ...], BeforeValidator(_images)]
-    priority: Annotated[int, BeforeValidator(_priority)] = PRIORITIES["normal"]
+    build: Annotated[
+        Build,
+        BeforeValidator(_build),
+        WithJsonSchema({"type": "string", "pattern": "^gs://[^/]+/.+/[^/]+/?$"}),
+    ]
+    """`gs://BUCKET/PATH/BUILD`; the images come from `image.zip` below it."""
+    images: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_images),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                    {"type": "string", "minLength": 1},
+                ]
+            }
+        ),
+    ]
+    """What to stage: `test`, `base`, `recovery`; a list, or one text with commas."""
+    priority: Annotated[
+        int,
+        BeforeValidator(_priority),
+        WithJsonSchema({"enum": [*PRIORITIES, *range(10)]}),
+    ] = PRIORITIES["normal"]
+    """`high`, `normal`, `low`, or 0 (first) to 9."""
     expires: Duration | None = None
+    """Give up if not finished this long after it was dropped."""
     wait: Duration | None = None
+    """How long to wait for an archive not there yet, instead of `wait_for_archive`; 0: one look."""
     force: Annotated[Flag, AfterValidator(_force)] = False
-    note: Annotated[Text | None, BeforeValidator(_note)] = None
+    """Stage again even what is staged already."""
+    note: Annotated[
+        Text | None, BeforeValidator(_note), WithJsonSchema({"type": "string", "maxLength": 200})
+    ] = None
+    """At most 200 characters, repeated in the answer."""
 
 
 def parse_request(data: bytes, rules: Rules) -> Request:

@@ -42,54 +42,88 @@ class ErrorPart(_Part):
     """What went wrong, and what to do next."""
 
     code: str
+    """One of the codes of docs/reference.md."""
     message: str
+    """What is wrong."""
     hint: str = ""
+    """What to do next."""
     problems: tuple[ProblemPart, ...] | None = None
+    """Every fault of a rejected file."""
 
 
 class ImagePart(_Part):
     """One image: where it is and what it is, or why it is not there. Sizes in bytes."""
 
     state: State
+    """How this image ended."""
     path: str | None = None
+    """Where it is, below the static tree."""
     url: str | None = None
+    """Where it is served, if `static_url` is configured."""
     size: int | None = None
+    """Its length."""
     allocated: int | None = None
+    """What it takes on disk: runs of zeros are holes."""
     crc32: str | None = None
+    """CRC-32 of the zip entry, checked, in hex."""
     sha256: str | None = None
+    """SHA-256 of the image, in hex."""
     generation: int | None = None
+    """The archive's generation that it was read from."""
     error: ErrorPart | None = None
+    """Why it is not there."""
 
 
 class ArchivePart(_Part):
     """The object that was read, at one generation."""
 
     object: str
+    """Its `gs://` name."""
     generation: int
+    """The one that was read, from first to last byte."""
     size: int
+    """The whole archive, of which only a part is read."""
 
 
 class Result(_Part):
     """The whole answer, in the order of its lines. Times are UTC, to the second."""
 
     state: State
+    """How it ended; `staged` and `already_staged` are good."""
     request: str
+    """The dropped file's name; empty where that can't be told safely."""
     request_id: str
+    """Unique, never used again."""
     retry_of: str | None = None
+    """The request id that this one repeats."""
     request_sha256: str | None = None
+    """Of the bytes acted on."""
     submitter: int | None = None
+    """The uid that owned the file."""
     note: str | None = None
+    """The request's own."""
     build: str | None = None
+    """The build asked for."""
     target: str | None = None
+    """The directory of its images, below the static tree."""
     images: dict[str, ImagePart] | None = None
+    """One part for each image asked for."""
     error: ErrorPart | None = None
+    """Absent when good; else the request's, or the first failed image's."""
     archive: ArchivePart | None = None
+    """What was read."""
     bytes_fetched: int | None = None
+    """Read from the archive for this request."""
     attempts: int
+    """How often it was started."""
     host: str
+    """The machine that answered."""
     received: str
+    """When it was dropped."""
     started: str | None = None
+    """When work on it began."""
     finished: str
+    """When it was answered."""
 
 
 def error_part(error: StagerError) -> ErrorPart:
