@@ -165,8 +165,8 @@ def reference() -> str:
         table("key | default | meaning", rows(Request)),
         "## Answer: `results/NAME.yaml`",
         (
-            "`state` is the first line. Keys without a value are left out. Sizes are in bytes, times "
-            "are UTC."
+            "`state` is the first line. Keys without a value are left out. Sizes are in bytes, "
+            "times are UTC."
         ),
         table("key |  | meaning", rows(Result)),
         *(
@@ -178,8 +178,8 @@ def reference() -> str:
         table("code | what it means | what happens | what to do", codes()),
         "## Configuration: `config.yaml`",
         (
-            "Durations: seconds, or a number with s, m, h or d. Sizes: bytes, or a number with K, M, "
-            "G or T. `STAGER_<KEY>` in the environment overrides a key, with `__` between levels."
+            "Durations: seconds, or a number with s, m, h or d. Sizes: bytes, or a number with K, "
+            "M, G or T. `STAGER_<KEY>` in the environment overrides a key; `__` between levels."
         ),
         table("key | default | meaning", rows(Config)),
     ]

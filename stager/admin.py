@@ -2,11 +2,12 @@
 
 import grp
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import click
 
-from stager import client, doctor, gc, orders, prune, repair, site
+from stager import adopt, client, doctor, gc, orders, prune, repair, site, source
 from stager.command import Command, cli, common, dump, load
 from stager.config import Config
 from stager.errors import SetupError
@@ -151,6 +152,21 @@ def gc_(dry_run: bool, option: str | None, as_json: bool) -> None:
         ]
         files = [str(path) for path in prune.prune(visit, dry_run=dry_run)]
     dump({"dry_run": dry_run, "builds": builds, "files": files}, as_json)
+
+
+@cli.command("adopt")
+@click.option("--dry-run", is_flag=True, help="Only say which images there are to check.")
+@common
+def adopt_(dry_run: bool, option: str | None, as_json: bool) -> None:
+    """Take over the images of an older devserver: check each, and record it."""
+    config = load(option, ruler=True)
+    with visiting(config) as visit:
+        opened = source.open_source(config)
+        images = [asdict(a) for a in adopt.adopt(visit, opened, dry_run=dry_run)]
+        owners = [misfit.command for misfit in adopt.foreign(visit)]
+    dump({"dry_run": dry_run, "images": images, "owners": owners}, as_json)
+    left = any(image["outcome"].startswith("left") for image in images)
+    sys.exit(client.FAILED if left or owners else 0)
 
 
 @cli.command("doctor")

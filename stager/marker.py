@@ -37,6 +37,8 @@ class Sidecar:
     request_id: str
     staged_at: str
     host: str
+    verified: bool = True
+    """Whether it was compared with the archive (an adopted one may have none any more)."""
 
     @classmethod
     def read(cls, path: Path) -> "Sidecar | None":
@@ -103,7 +105,7 @@ class Marker:
         keep = [
             line
             for line in old
-            if line not in self.image_files or line in good or self._older(build, line)
+            if line not in self.image_files or line in good or self.is_older(build, line)
         ]
         new = [image for image in self.image_files if image in good and image not in keep]
         return [line for line in keep + new if line not in without]
@@ -160,7 +162,7 @@ class Marker:
             return False
         return True
 
-    def _older(self, build: Build, image: str) -> bool:
+    def is_older(self, build: Build, image: str) -> bool:
         """Whether an older devserver staged this image: listed, there, not empty, no record."""
         path = self.paths.sidecar(build.key, image)
         return bool(self._size(build, image)) and Sidecar.read(path) is None

@@ -34,7 +34,6 @@ def repair(config: Config, findings: Iterable[Finding]) -> Iterator[tuple[Findin
     if others:
         with visiting(config) as visit:
             for finding, mend in others:
-                visit.heart.beat()
                 yield finding, _outcome(partial(_mend, visit, mend))
 
 

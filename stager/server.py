@@ -6,13 +6,11 @@ import random
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from stager import durable, orders, site
-from stager.archive import DirectorySource, Source
 from stager.case import Tools
 from stager.clerk import Clerk
 from stager.config import Config
@@ -26,6 +24,7 @@ from stager.intake import Intake, Tally
 from stager.keeper import Keeper
 from stager.lock import Locks
 from stager.marker import Marker
+from stager.source import open_source
 from stager.spool import Spool
 from stager.stage import Room
 from stager.sweep import Sweeper
@@ -204,17 +203,8 @@ class Server:
     def _tools(self) -> Tools:
         return Tools(
             self.config, self.heart, self.spool, self.locks,
-            Marker(self.paths, self.config.images), self._source(), self.room, self.hook,
+            Marker(self.paths, self.config.images), open_source(self.config), self.room, self.hook,
         )  # fmt: skip
-
-    def _source(self) -> Source:
-        archive = self.config.archive
-        if archive.source == "directory":
-            return DirectorySource(Path(archive.directory))
-        from stager.gcs import GcsSource  # noqa: PLC0415 (0.4 s that a directory need not pay)
-
-        endpoint = os.environ.get("STORAGE_EMULATOR_HOST")
-        return GcsSource(archive.credentials, endpoint, archive.connections)
 
     def _beat(self) -> None:
         """Beat and look at the others, until the end; the heartbeat thread."""

@@ -21,7 +21,7 @@ LAYERS = (
     # the rooms of the work
     {"archive", "dropbox", "inflate", "lock", "orders", "result", "site"},
     {"backlog", "gcs", "marker", "spool", "sweep"},
-    {"finish", "hook", "stage"},
+    {"finish", "hook", "source", "stage"},
     # the walk of one request, then of all of them
     {"case"},
     {"answer", "status", "watch"},
@@ -29,7 +29,7 @@ LAYERS = (
     {"intake"},
     {"dispatch"},
     {"clerk", "visit"},
-    {"gc", "prune"},
+    {"adopt", "gc", "prune"},
     {"keeper"},
     {"server"},
     # people
