@@ -1,4 +1,4 @@
-"""Write the JSON Schemas and docs/reference.md from the models: `make schema`.
+"""Write schemas, reference and manual pages from the models: `make schema`.
 
 What a key means is the text below it in its model, so there is one place to change.
 """
@@ -109,10 +109,17 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"| `{prefix}{name}` | | {texts.get(name, '')} |"
             yield from rows(type(default), f"{prefix}{name}.")
             continue
-        is_duration = any(part is duration for part in converters(field))
-        shown = "" if field.is_required() or default in (None, "", ()) else plain(default)
-        shown = f"`{in_units(default) if is_duration else shown}`" if shown else ""
+        shown = default_text(field)
+        shown = f"`{shown}`" if shown else ""
         yield f"| `{prefix}{name}` | {shown} | {texts.get(name, '')} |"
+
+
+def default_text(field: FieldInfo) -> str:
+    """Return a default as one would write it; empty where there is none."""
+    if field.is_required() or field.default in (None, "", ()):
+        return ""
+    is_duration = any(part is duration for part in converters(field))
+    return in_units(field.default) if is_duration else plain(field.default)
 
 
 def converters(field: FieldInfo) -> Iterator[Any]:
@@ -193,13 +200,17 @@ def table(head: str, lines: Iterator[str]) -> str:
 
 def files() -> dict[Path, str]:
     """Return what is to be written, by path."""
+    import manpages  # noqa: PLC0415 (which asks this module for the keys)
+
     found = {
         ROOT / "schema" / name: json.dumps(schema, indent=2) + "\n"
         for name, schema in schemas().items()
     }
+    found |= {ROOT / "man" / name: text for name, text in manpages.pages().items()}
     return found | {ROOT / "docs/reference.md": reference()}
 
 
 if __name__ == "__main__":
     for path, text in files().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
