@@ -8,18 +8,18 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
-from stager import durable, orders
+from stager import again, durable, orders
 from stager.dispatch import Dispatcher
 from stager.errors import Cancelled, StagerError
 from stager.finish import finish
 from stager.layout import PIN_PREFIX, Claim, Waiting, is_request_name, parse_build, request_name
-from stager.orders import Answer, Order, Received
-from stager.result import parse_result
+from stager.orders import NOT_FOUND, NOT_YOURS, Answer, Received, called
 from stager.spool import ROOMS, NotClaimable, Spool
 
 log = structlog.get_logger()
@@ -27,7 +27,6 @@ log = structlog.get_logger()
 Entry = TypeVar("Entry", Claim, Waiting)
 CANCELLED, TOO_LATE = "cancelled", "already "
 TAKEN_LATE_NS = 500_000_000
-NOT_FOUND, NOT_YOURS = "not found", "not yours"
 
 
 class Clerk:
@@ -82,6 +81,8 @@ class Clerk:
             if not durable.move(path, mine):
                 return False
             path = mine
+            # What the dead made by it may not even have its id yet.
+            self.dispatcher.adopt()
         item = orders.read_taken(path)
 
         def carry_out(item: Received) -> bool:
@@ -137,15 +138,15 @@ class Clerk:
             except NotClaimable:
                 continue
             if claim and self.dispatcher.intake.end_claim(claim, _cancelled(item)):
-                outcome[_called(item.order, claim)] = CANCELLED
+                outcome[called(item.order, claim)] = CANCELLED
 
     def _cancel_waiting(self, item: Received, outcome: dict[str, str]) -> bool:
         pending = False
         for waiting in self._matching(item, self.spool.waiting()):
             if not self._may(item, self.paths.waiting / str(waiting)):
-                outcome.setdefault(_called(item.order, waiting), NOT_YOURS)
+                outcome.setdefault(called(item.order, waiting), NOT_YOURS)
             elif self.dispatcher.intake.end(waiting, _cancelled(item)):
-                outcome[_called(item.order, waiting)] = CANCELLED
+                outcome[called(item.order, waiting)] = CANCELLED
             else:
                 pending = True
         return pending
@@ -156,7 +157,7 @@ class Clerk:
         mine = {str(case.claim): case for case in self.dispatcher.cases()}
         for claim in self._matching(item, self.spool.active()):
             if not self._may(item, self.paths.active / str(claim)):
-                outcome.setdefault(_called(item.order, claim), NOT_YOURS)
+                outcome.setdefault(called(item.order, claim), NOT_YOURS)
                 continue
             pending = True
             if case := mine.get(str(claim)):
@@ -274,47 +275,10 @@ class Clerk:
         # An answer that is not published yet would lose its claim.
         finish(self.spool)
         self._known = None
-        outcome = dict.fromkeys(item.order.names, NOT_FOUND)
-        chosen: dict[str, tuple[str, Claim]] = {}
-        for room, claim in self._answered():
-            name = _called(item.order, claim)
-            if name and self._is_wanted(item.order, room, claim):
-                chosen[name] = (room, claim)
-        for name, (room, claim) in chosen.items():
-            if not self._may(item, self.paths.spool / room / str(claim)):
-                outcome[name] = NOT_YOURS
-            elif fresh := self.spool.take_again(room, claim):
-                outcome[name] = f"retried as {fresh.request_id}"
-                self.dispatcher.admit(fresh)
+        may = partial(self._may, item)
+        outcome = again.retry(self.spool, item, self._answered(), may, self.dispatcher.admit)
         return Answer(outcome)
-
-    def _is_wanted(self, order: Order, room: str, claim: Claim) -> bool:
-        """Whether a retry of all means this one: failed ones, or as --state and --code say."""
-        if not order.everything:
-            return True
-        if room != (order.state or "failed"):
-            return False
-        if not order.code:
-            return True
-        try:
-            data = durable.read_file(self.paths.results / claim.result_file)
-        except OSError:
-            return False
-        result = parse_result(data)
-        return bool(
-            result
-            and result.request_id == claim.request_id
-            and result.error
-            and result.error.code == order.code
-        )
 
 
 def _cancelled(item: Received) -> Cancelled:
     return Cancelled(f"cancelled by uid {item.uid}")
-
-
-def _called(order: Order, entry: Claim | Waiting) -> str:
-    """Return the name by which an order means a request."""
-    if order.everything:
-        return request_name(entry.file) or entry.request_id
-    return orders.matches(order.names, entry)

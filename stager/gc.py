@@ -6,8 +6,8 @@ wanted by a request that waits, or is worked on; files without a sidecar of ours
 
 Removal, under the build's token: flag without the images; then the sidecars' times are looked at
 once more, as an answer may have been given meanwhile: touched lately, then the flag is written
-back; then each image and, last, its sidecar. A crash in between leaves images that no flag lists
-and whose sidecar tells the next pass that they were ours.
+back; then the images, the directory and, last, the sidecars: wherever a crash comes in between,
+they tell the next pass what was ours.
 """
 
 import os
@@ -212,9 +212,10 @@ def remove(work: Work, marker: Marker, staged: Staged, now: float) -> str:
     for image in staged.images:
         work.check()
         work.away(marker.image_path(build, image))
-        work.away(paths.sidecar(build.key, image))
     if not marker.read_flag(build):
         _remove_target(work, paths.target(build))
+    for image in staged.images:
+        work.away(paths.sidecar(build.key, image))
     return ""
 
 

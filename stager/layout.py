@@ -195,6 +195,10 @@ class Waiting:
         return self.id.split(RETRY)[0]
 
     @property
+    def retry_of(self) -> str | None:
+        return self.id.split(RETRY)[1] if RETRY in self.id else None
+
+    @property
     def arrived_ns(self) -> int:
         return arrival_ns(self.id)
 

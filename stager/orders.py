@@ -22,6 +22,7 @@ AT_ONCE = 20
 MOST_NAMES = 1000
 _NAME = re.compile(r"[a-z2-7]{8,32}\.order")
 _TAKEN = re.compile(r"(?P<inst>[A-Za-z0-9-]+)\.[a-z2-7]+\.[a-z2-7]{8,32}\.order")
+NOT_FOUND, NOT_YOURS = "not found", "not yours"
 VERBS = ("cancel", "retry", "pause", "resume", "pin", "unpin")
 
 
@@ -39,12 +40,16 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """An order in control/, with its owner and its time by the file server's clock."""
+    """An order in control/, with its owner and its times by the file server's clock.
+
+    `time_ns`: when it was linked in, or taken; `written_ns`: when it was written, for good.
+    """
 
     file: str
     order: Order
     uid: int
     time_ns: int
+    written_ns: int
 
 
 @dataclass(slots=True)
@@ -121,7 +126,7 @@ def _read(path: Path) -> Received | str | None:
         return path.name
     if order.verb not in VERBS or len(data) > MAX_BYTES or len(order.names) > MOST_NAMES:
         return path.name
-    return Received(path.name, order, info.st_uid, info.st_ctime_ns)
+    return Received(path.name, order, info.st_uid, info.st_ctime_ns, info.st_mtime_ns)
 
 
 def take(paths: Paths, inst: str, item: Received) -> Path | None:
@@ -189,6 +194,13 @@ def matches(names: tuple[str, ...], entry: Claim | Waiting) -> str:
         if name and name in {entry.file, request_name(entry.file), entry.request_id, entry.id}:
             return name
     return ""
+
+
+def called(order: Order, entry: Claim | Waiting) -> str:
+    """Return the name by which an order means a request; empty: it does not."""
+    if order.everything:
+        return request_name(entry.file) or entry.request_id
+    return matches(order.names, entry)
 
 
 def paused(paths: Paths, hosts: set[str]) -> bool:

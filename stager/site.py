@@ -137,8 +137,9 @@ def check_links(paths: Paths) -> None:
 
 
 def _probe(source: Path, target: Path, what: str) -> None:
+    # One name for all: what a daemon that died here left, the next one replaces and removes.
     name = f".probe.{durable.nonce()}"
-    first, second, there = source / name, source / f"{name}.2", target / name
+    first, second, there = source / name, source / f"{name}.2", target / ".probe"
     try:
         durable.write_new(first, b"")
         os.link(first, second)

@@ -51,3 +51,23 @@ def no_thread_is_left() -> Iterator[None]:
     yield
     left = [t for t in threading.enumerate() if t not in before and not t.daemon]
     assert not left, f"threads left running: {left}"
+
+
+@pytest.fixture
+def said(request: pytest.FixtureRequest) -> Iterator[list[object]]:
+    """Return a list: what a test puts into it is printed when all tests have run."""
+    lines: list[object] = []
+    yield lines
+    request.node.user_properties += [("said", str(line)) for line in lines]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests had to say, of all workers together."""
+    reports = terminalreporter.getreports("passed")
+    said = sorted(
+        str(v) for report in reports for name, v in report.user_properties if name == "said"
+    )
+    if said:
+        terminalreporter.section("said")
+        for line in said:
+            terminalreporter.write_line(line)

@@ -21,7 +21,7 @@ LAYERS = (
     # the rooms of the work
     {"archive", "dropbox", "inflate", "lock", "orders", "result", "site"},
     {"backlog", "gcs", "marker", "spool", "sweep"},
-    {"finish", "hook", "source", "stage"},
+    {"again", "finish", "hook", "source", "stage"},
     # the walk of one request, then of all of them
     {"case"},
     {"answer", "status", "watch"},

@@ -1,0 +1,172 @@
+"""The crash matrix: a daemon is killed at each of its calls in turn, and another does the rest."""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from zlib import crc32
+
+from judge import Judge
+from lab import Lab
+from scenes import Scene
+from strike import Nest, Run, Step, environment
+
+SLOW = {"lease": "60s", "heartbeat": "10s", "rescan": "60s"}
+"""No step of the daemon that is killed depends on the time it takes."""
+QUICK = {"lease": "0.3s", "heartbeat": "0.1s", "rescan": "0.05s"}
+"""Leftovers are swept after a lease."""
+TRIES, MOST_FAULTS = 3, 20
+"""A step that depends on the time may be missing in a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How the daemon that is killed runs, and what it is to the one that comes after it."""
+
+    name: str = "restarted"
+    options: tuple[str, ...] = ("--once",)
+    machine: str = ""
+    boot: str = ""
+    term: int = 0
+    """The call before which it is told to stop; steps before that are not looked at."""
+
+
+RESTARTED = Manner()
+MANNERS = (
+    RESTARTED,
+    Manner("after the next boot", boot="the-boot-before"),
+    Manner("taken over by another machine", machine="f" * 32, boot="of-another-machine"),
+)
+
+
+@dataclass
+class Row:
+    """What one scene came to, in one manner."""
+
+    scene: str
+    manner: str
+    struck: set[Step] = field(default_factory=set)
+    missed: set[Step] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)
+    requests: int = 0
+
+    def __str__(self) -> str:
+        kinds = Counter(step.kind for step in self.struck)
+        text = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
+        more = f"; {len(self.missed)} calls did not come again" if self.missed else ""
+        return f"{self.scene}, {self.manner}: killed before {len(self.struck)} calls ({text}){more}"
+
+
+def set_lease(lab: Lab, lease: str, heartbeat: str, rescan: str) -> None:
+    """Give directories that no daemon uses another lease."""
+    old = lab.settings
+    for mark in ("spool/LAYOUT", "static/.stager/LAYOUT", "results/.layout"):
+        path = lab.root / mark
+        lines = path.read_text().splitlines()
+        values = {"lease": lease, "heartbeat": heartbeat}
+        path.write_text(
+            "".join(
+                f"{key}: {values[key].removesuffix('s') if key in values else value}\n"
+                for key, _, value in (line.partition(": ") for line in lines)
+            )
+        )
+    assert old["spool"] == str(lab.root / "spool")
+    lab.write_config(lease=lease, heartbeat=heartbeat, rescan=rescan)
+
+
+@contextmanager
+def stage_of(scene: Scene) -> Iterator[Lab]:
+    """Have a copy of a scene's directories for the length of a block."""
+    root = Path(tempfile.mkdtemp(prefix="watcherd-crash-"))
+    try:
+        lab = scene.copy(root)
+        set_lease(lab, **SLOW)
+        yield lab
+    finally:
+        shutil.rmtree(root)
+
+
+def kill_at(nest: Nest, scene: Scene, manner: Manner, step: Step | None) -> Run:
+    """Kill a daemon before a step (None: let it end); see that another one does the rest."""
+    with stage_of(scene) as lab:
+        judge = Judge(scene, lab)
+        env = environment(lab, step, manner.term)
+        if manner.boot:
+            env["WATCHERD_BOOT_ID"] = manner.boot
+        run = nest.run(lab, *manner.options, env=env, machine=manner.machine)
+        assert run.struck or run.status == 0, run.log
+        try:
+            judge.at_the_kill()
+            finish(nest, scene, lab)
+            judge.in_the_end()
+        except (AssertionError, OSError) as e:
+            raise AssertionError(f"killed before {step}: {e!r}\n{evidence(lab)}") from e
+        return run
+
+
+def evidence(lab: Lab) -> str:
+    """Return what the daemons said and what is there, for a failure."""
+    logs = (path.read_text() for path in sorted(lab.root.glob("daemon-*.log")))
+    files = sorted(lab.root.glob("*/**/*"))
+    return "\n".join([*logs, *(str(path.relative_to(lab.root)) for path in files)])
+
+
+def finish(nest: Nest, scene: Scene, lab: Lab) -> None:
+    """Have another daemon do the rest."""
+    set_lease(lab, **QUICK)
+
+    def done() -> bool:
+        return scene.is_done(lab) and lab.is_clean() and len(lab.instances()) <= 1
+
+    run = nest.run(lab, until_done=done)
+    assert run.status == 0, run.log
+    assert "Traceback" not in run.log, run.log
+
+
+def sweep(
+    nests: Sequence[Nest], scene: Scene, manner: Manner = RESTARTED, share: int = 0, shares: int = 1
+) -> Row:
+    """Kill at each step that any run showed, those seen on the way included.
+
+    Of several shares only one: the steps are dealt out by their names.
+    """
+    row, tries = Row(scene.name, manner.name), Counter[Step]()
+    free = SimpleQueue[Nest]()
+    for nest in nests:
+        free.put(nest)
+
+    def mine(run: Run) -> set[Step]:
+        steps = run.steps[manner.term :]
+        return {step for step in steps if crc32(str(step).encode()) % shares == share}
+
+    def strike(step: Step) -> Run | AssertionError:
+        nest = free.get()
+        try:
+            return kill_at(nest, scene, manner, step)
+        except AssertionError as e:
+            return e
+        finally:
+            free.put(nest)
+
+    todo = mine(kill_at(nests[0], scene, manner, None))
+    with ThreadPoolExecutor(len(nests)) as pool:
+        while todo and len(row.faults) < MOST_FAULTS:
+            steps = sorted(todo)
+            for step, run in zip(steps, pool.map(strike, steps), strict=True):
+                tries[step] += 1
+                row.requests += len(scene.answers)
+                if isinstance(run, AssertionError):
+                    row.faults.append(str(run))
+                    row.struck.add(step)
+                elif run.struck:
+                    row.struck.add(step)
+                    todo |= mine(run)
+                elif tries[step] == TRIES:
+                    row.missed.add(step)
+            todo -= row.struck | row.missed
+    return row
