@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,19 @@ from stager.lock import Token
 NAMES = frozenset(FILES.values())
 EMPTY = ("requests", "active", "waiting", "private", "tmp", "instances")
 ROOMS = ("done", "failed", "cancelled")
+
+
+COLUMNS = ("lost", "answered twice", "partial", "left over")
+"""What a fault is counted as."""
+
+
+@contextmanager
+def column(name: str) -> Iterator[None]:
+    """Say of what fails in a block where it counts."""
+    try:
+        yield
+    except (AssertionError, OSError, ValueError) as e:
+        raise AssertionError(f"{name}: {e!r}") from e
 
 
 @dataclass
@@ -45,16 +60,21 @@ class Judge:
 
     def at_any_moment(self) -> None:
         """Assert what a reader may rely on whenever it looks."""
+        with column("partial"):
+            self._assert_whole()
+        with column("answered twice"):
+            self._assert_committed()
+
+    def _assert_whole(self) -> None:
         for target, files in self._targets().items():
             build = f"gs://{BUCKET}/{target}"
             for file in files - {FLAG}:
                 there = read(self._target(target) / file)
-                assert there in self.scene.allowed(build, file), f"partial: {target}/{file}"
+                assert there in self.scene.allowed(build, file), f"{target}/{file}"
             for image in self.lab.flag(build):
                 self._assert_recorded(build, image)
         for path, inode in self.before.items():
             assert os.stat(path).st_ino == inode, f"staged before, and not the same: {path}"
-        self._assert_committed()
 
     def at_the_kill(self) -> None:
         """Assert that, and take note of what was answered already."""
@@ -84,11 +104,14 @@ class Judge:
     def in_the_end(self) -> None:
         """Assert that all is done: once, right, with nothing left over and nothing missing."""
         self.at_any_moment()
-        self._assert_answers()
-        self._assert_images()
-        self._assert_nothing_left()
-        found = doctor.examine(load_config(self.lab.config, {}), 0.0)
-        assert not found, found
+        with column("answered twice"):
+            self._assert_answers()
+        with column("lost"):
+            self._assert_images()
+        with column("left over"):
+            self._assert_nothing_left()
+            found = doctor.examine(load_config(self.lab.config, {}), 0.0)
+            assert not found, found
 
     def _assert_answers(self) -> None:
         ended = self._ended()
@@ -98,7 +121,7 @@ class Judge:
         ids = {c.request_id for _, c in ended}
         for result, data in results:
             assert result["request_id"] in ids
-            assert data == self.first.get(result["request_id"], data), "answered twice"
+            assert data == self.first.get(result["request_id"], data)
             name = result["request"].removesuffix(".yaml")
             assert result["state"] in self.scene.states(name), data.decode()
             assert int(result["attempts"]) <= 2

@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from zlib import crc32
 
-from judge import Judge
+from judge import COLUMNS, Judge, column
 from lab import Lab
 from scenes import Scene
 from strike import Nest, Run, Step, environment
@@ -28,7 +28,7 @@ TRIES, MOST_FAULTS = 3, 20
 class Manner:
     """How the daemon that is killed runs, and what it is to the one that comes after it."""
 
-    name: str = "restarted"
+    name: str
     options: tuple[str, ...] = ("--once",)
     machine: str = ""
     boot: str = ""
@@ -36,12 +36,14 @@ class Manner:
     """The call before which it is told to stop; steps before that are not looked at."""
 
 
-RESTARTED = Manner()
-MANNERS = (
-    RESTARTED,
-    Manner("after the next boot", boot="the-boot-before"),
-    Manner("taken over by another machine", machine="f" * 32, boot="of-another-machine"),
-)
+RESTARTED = Manner("restarted")
+NEXT_BOOT = Manner("after the next boot", boot="the-boot-before")
+TAKEN_OVER = Manner("taken over by another machine", machine="f" * 32, boot="of-another-machine")
+
+
+def stopped(term: int) -> Manner:
+    """Have the daemon told to stop in the middle of the work; it is killed while it does."""
+    return Manner(f"stopping since call {term}", options=(), term=term)
 
 
 @dataclass
@@ -54,6 +56,13 @@ class Row:
     missed: set[Step] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
     requests: int = 0
+
+    def cells(self) -> list[str]:
+        """Return the row of a table: what, kills, requests, and faults by column."""
+        counts = [sum(f"{column}: " in fault for fault in self.faults) for column in COLUMNS]
+        other = len(self.faults) - sum(counts)
+        numbers = [len(self.struck), self.requests, *counts, other]
+        return [f"{self.scene}, {self.manner}", *map(str, numbers)]
 
     def __str__(self) -> str:
         kinds = Counter(step.kind for step in self.struck)
@@ -104,8 +113,8 @@ def kill_at(nest: Nest, scene: Scene, manner: Manner, step: Step | None) -> Run:
             judge.at_the_kill()
             finish(nest, scene, lab)
             judge.in_the_end()
-        except (AssertionError, OSError) as e:
-            raise AssertionError(f"killed before {step}: {e!r}\n{evidence(lab)}") from e
+        except AssertionError as e:
+            raise AssertionError(f"killed before {step}: {e}\n{evidence(lab)}") from e
         return run
 
 
@@ -123,7 +132,8 @@ def finish(nest: Nest, scene: Scene, lab: Lab) -> None:
     def done() -> bool:
         return scene.is_done(lab) and lab.is_clean() and len(lab.instances()) <= 1
 
-    run = nest.run(lab, until_done=done)
+    with column("lost"):
+        run = nest.run(lab, until_done=done)
     assert run.status == 0, run.log
     assert "Traceback" not in run.log, run.log
 

@@ -41,6 +41,7 @@ _RANDOM = (
     (re.compile(r"\d{19}-[a-z2-7]{6}"), "?" * 19 + "-??????"),
     (re.compile(r"[A-Za-z0-9-]+-[a-z2-7]{6}(?=[./]|$)"), "*-??????"),
     (re.compile(r"(?<=/p\d\.)\d{10}(?=\.u\d)"), "?" * 10),
+    (re.compile(r"(?<=[./])[a-z2-7]{16}(?=\.)"), "?" * 16),
     (re.compile(r"(?<=[./~])[a-z2-7]{8}(?=[./~]|$)"), "????????"),
 )
 """Ids, instances, due times and nonces, and the pattern that stands for each."""
@@ -143,6 +144,8 @@ class Nest:
             "argv": ["--config", str(lab.config), *options],
             "env": lab.env | (env or {}), "log": str(log), "machine": machine,
         }  # fmt: skip
+        trace = Path((env or {}).get("CRASH_TRACE", lab.root / "no trace"))
+        trace.unlink(missing_ok=True)
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
         pid = int(self._line(10))
         try:
@@ -157,7 +160,6 @@ class Nest:
             os.kill(pid, signal.SIGKILL)
             self._line(10)
             raise
-        trace = Path((env or {}).get("CRASH_TRACE", os.devnull))
         steps = read_trace(trace, lab.root) if trace.is_file() else []
         struck = trace.is_file() and KILLED in trace.read_text().splitlines()
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
