@@ -1,5 +1,6 @@
 # make demo   the main job on a small archive in a directory: no account, no network
 # make test   all tests (as root: the Debian packages they use are installed); make lint   ruff and mypy
+# make test-crash  the whole crash matrix, as a table
 # make schema the JSON Schemas and docs/reference.md, from the models
 # WHEELS=DIR  install from wheels in a directory instead of an index
 
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo test schema lint format clean check-python
+.PHONY: demo test test-crash schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -39,6 +40,9 @@ test: $(BIN)/.debian
 
 schema: $(BIN)/.runtime
 	@$(BIN)/python schema/generate.py
+
+test-crash: $(BIN)/.debian
+	@PYTHONPATH=.:tests $(BIN)/python tests/crash/report.py
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .

@@ -107,6 +107,14 @@ def test_links_that_can_not_work_are_refused_with_the_reason(lab: Lab, place: st
         assert "on one filesystem that has hard links" in text
 
 
+def test_what_a_start_that_was_killed_left_is_removed_by_the_next(lab: Lab) -> None:
+    left = [lab.root / place / ".probe" for place in ("results", "static/images")]
+    for path in left:
+        path.touch()
+    with lab.running():
+        assert not any(path.exists() for path in left)
+
+
 def test_it_says_which_rooms_have_a_wrong_mode_and_how_to_mend_them(lab: Lab) -> None:
     (lab.root / "spool/private").chmod(0o777)
     with lab.running() as daemon:

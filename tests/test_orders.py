@@ -196,6 +196,34 @@ def test_retry_all_can_be_told_which(lab: Lab, words: list[str], retried: set[st
                        for entry in known), known  # fmt: skip
 
 
+@pytest.mark.parametrize("got_to", ["the new request", "its id", "nothing"])
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_a_retry_whose_taker_died_is_carried_out_once_and_answered(
+    lab: Lab, by: str, got_to: str
+) -> None:
+    lab.drop("one", images=["factory"])
+    assert lab.once().returncode == 1
+    (old,) = lab.ended("one")
+    meant = "one" if by == "name" else old.request_id
+    dead, paths = lab.peer(dead=True), load_config(lab.config, {}).paths
+    order = orders.send(paths, Order("retry", (meant,)))
+    [[item], _] = orders.received(paths, set())
+    assert orders.take(paths, dead.inst, item)
+    if got_to == "its id":
+        assert dead.spool.take_again("failed", old)
+    elif got_to == "the new request":
+        fresh = Claim(old.file, f"abcdefgh--{old.request_id}", 0, 0, dead.inst, "abcdefgh")
+        (paths.failed / str(old)).rename(paths.active / str(fresh))
+    with lab.running():
+        reply = until(lambda: orders.read_answer(paths, order, os.geteuid()), "an answer")
+        (said,) = reply.outcome.values()
+        second = result(lab, "one", said.rpartition(" ")[2])
+        until(lab.is_clean, "a clean spool")
+    assert set(reply.outcome) == {meant}
+    assert second["retry_of"] == old.request_id
+    assert [claim.request_id for claim in lab.ended("one")] == [second["request_id"]]
+
+
 def test_a_request_without_a_safe_name_is_retried_by_its_id(lab: Lab) -> None:
     with lab.running():
         lab.drop("x" * 151, ABSENT, wait=0)

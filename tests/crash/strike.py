@@ -24,7 +24,7 @@ from lab import ROOT, Lab, until
 
 HERE = Path(__file__).parent
 RUN_SECONDS = 60.0
-DONE_SECONDS = 20.0
+DONE_SECONDS = 60.0
 KILLED = "killed"
 _numbers = itertools.count()
 CALLS = {
@@ -42,7 +42,7 @@ _RANDOM = (
     (re.compile(r"[A-Za-z0-9-]+-[a-z2-7]{6}(?=[./]|$)"), "*-??????"),
     (re.compile(r"(?<=/p\d\.)\d{10}(?=\.u\d)"), "?" * 10),
     (re.compile(r"(?<=[./])[a-z2-7]{16}(?=\.)"), "?" * 16),
-    (re.compile(r"(?<=[./~])[a-z2-7]{8}(?=[./~]|$)"), "????????"),
+    (re.compile(r"(?<=[./~])[a-z2-7]{8}(?=[./~]|--|$)"), "????????"),
 )
 """Ids, instances, due times and nonces, and the pattern that stands for each."""
 
@@ -130,7 +130,7 @@ class Nest:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(RUN_SECONDS)
         self.process.stdout.close()
 
     def run(
@@ -147,7 +147,7 @@ class Nest:
         trace = Path((env or {}).get("CRASH_TRACE", lab.root / "no trace"))
         trace.unlink(missing_ok=True)
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
-        pid = int(self._line(10))
+        pid = int(self._line(RUN_SECONDS))
         try:
             if until_done:
                 until(
@@ -158,7 +158,7 @@ class Nest:
             status = int(self._line(RUN_SECONDS))
         except BaseException:
             os.kill(pid, signal.SIGKILL)
-            self._line(10)
+            self._line(RUN_SECONDS)
             raise
         steps = read_trace(trace, lab.root) if trace.is_file() else []
         struck = trace.is_file() and KILLED in trace.read_text().splitlines()
