@@ -216,6 +216,7 @@ def test_a_retry_whose_taker_died_is_carried_out_once_and_answered(
         (paths.failed / str(old)).rename(paths.active / str(fresh))
     with lab.running():
         reply = until(lambda: orders.read_answer(paths, order, os.geteuid()), "an answer")
+        assert reply is not None
         (said,) = reply.outcome.values()
         second = result(lab, "one", said.rpartition(" ")[2])
         until(lab.is_clean, "a clean spool")

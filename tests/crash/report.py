@@ -16,7 +16,7 @@ from matrix import NEXT_BOOT, RESTARTED, TAKEN_OVER, Manner, Row, stopped, sweep
 from scenes import SCENES, Scene
 from strike import build_killer, nests
 
-STOPS = range(20, 190, 10)
+STOPS = range(20, 190, 20)
 """Calls before which a daemon is told to stop: all of its work, from the first look on."""
 
 
