@@ -37,7 +37,7 @@ def column(name: str) -> Iterator[None]:
     """Say of what fails in a block where it counts."""
     try:
         yield
-    except (AssertionError, OSError, ValueError) as e:
+    except (AssertionError, LookupError, OSError, ValueError) as e:
         raise AssertionError(f"{name}: {e!r}") from e
 
 

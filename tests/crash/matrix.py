@@ -20,7 +20,7 @@ SLOW = {"lease": "60s", "heartbeat": "10s", "rescan": "60s"}
 """No step of the daemon that is killed depends on the time it takes."""
 QUICK = {"lease": "0.3s", "heartbeat": "0.1s", "rescan": "0.05s"}
 """Leftovers are swept after a lease."""
-TRIES, MOST_FAULTS = 3, 20
+TRIES, MOST_FAULTS, ENOUGH = 3, 20, 10_000
 """A step that depends on the time may be missing in a run."""
 
 
@@ -33,7 +33,13 @@ class Manner:
     machine: str = ""
     boot: str = ""
     term: int = 0
-    """The call before which it is told to stop; steps before that are not looked at."""
+    """The call before which it is told to stop (0: not at all)."""
+    since: int = 0
+    """Steps before this call are not looked at."""
+    most: int = ENOUGH
+    """So many calls of one kind are looked at."""
+    lives: bool = False
+    """Whether it beats and sweeps as quickly as the one after it."""
 
 
 RESTARTED = Manner("restarted")
@@ -43,7 +49,10 @@ TAKEN_OVER = Manner("taken over by another machine", machine="f" * 32, boot="of-
 
 def stopped(term: int) -> Manner:
     """Have the daemon told to stop in the middle of the work; it is killed while it does."""
-    return Manner(f"stopping since call {term}", options=(), term=term)
+    return Manner(f"stopping since call {term}", options=(), term=term, since=term)
+
+
+BEATING = Manner("beating, idle, stopped", options=(), term=500, most=3, lives=True)
 
 
 @dataclass
@@ -103,6 +112,8 @@ def stage_of(scene: Scene) -> Iterator[Lab]:
 def kill_at(nest: Nest, scene: Scene, manner: Manner, step: Step | None) -> Run:
     """Kill a daemon before a step (None: let it end); see that another one does the rest."""
     with stage_of(scene) as lab:
+        if manner.lives:
+            set_lease(lab, **QUICK)
         judge = Judge(scene, lab)
         env = environment(lab, step, manner.term)
         if manner.boot:
@@ -151,7 +162,7 @@ def sweep(
         free.put(nest)
 
     def mine(run: Run) -> set[Step]:
-        steps = run.steps[manner.term :]
+        steps = (step for step in run.steps[manner.since :] if step.nth <= manner.most)
         return {step for step in steps if crc32(str(step).encode()) % shares == share}
 
     def strike(step: Step) -> Run | AssertionError:

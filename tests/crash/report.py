@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from judge import COLUMNS
-from matrix import NEXT_BOOT, RESTARTED, TAKEN_OVER, Manner, Row, stopped, sweep
+from matrix import BEATING, NEXT_BOOT, RESTARTED, TAKEN_OVER, Manner, Row, stopped, sweep
 from scenes import SCENES, Scene
 from strike import build_killer, nests
 
@@ -25,6 +25,7 @@ def manners(scene: Scene) -> Iterator[Manner]:
     yield from (RESTARTED, NEXT_BOOT, TAKEN_OVER)
     if type(scene) is Scene:
         yield from map(stopped, STOPS)
+        yield BEATING
 
 
 def rows(root: Path, names: list[str]) -> Iterator[Row]:
