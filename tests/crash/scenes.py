@@ -50,8 +50,14 @@ class Scene:
 
     def build(self) -> None:
         """Prepare the directories that every run gets a copy of."""
+        self.root.mkdir(exist_ok=True)
         lab = Lab(self.root, self.lab_settings).init()
         self.prepare(lab)
+        (self.root / "built").touch()
+
+    @property
+    def is_built(self) -> bool:
+        return (self.root / "built").exists()
 
     def prepare(self, lab: Lab) -> None:
         lab.archive(BUILD, images=OLD)
@@ -61,7 +67,7 @@ class Scene:
     def stage(self, lab: Lab, name: str, build: str, wanted: list[str]) -> None:
         """Have something done before, of which only what is staged stays."""
         lab.drop(name, build, wanted)
-        assert lab.once().returncode == 0
+        assert lab.once(seconds=100).returncode == 0
         forget(lab)
 
     def copy(self, root: Path) -> Lab:

@@ -40,8 +40,8 @@ def stages() -> Iterator[Path]:
 def prepared(kind: type[Scene], root: Path) -> Scene:
     """Return a scene, built once."""
     scene = kind(root)
-    if not root.exists():
-        root.mkdir()
+    if not scene.is_built:
+        shutil.rmtree(root, ignore_errors=True)
         scene.build()
     return scene
 
