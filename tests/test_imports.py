@@ -12,8 +12,12 @@ from lab import BUILD, ROOT, Lab
 # Bottom to top: a module may import what stands on a line above its own, and nothing else of ours.
 LAYERS = (
     # names, errors, and the few things that know nothing of the others
-    {"errors", "identity", "layout", "log", "service"},
+    {"errors", "identity", "layout", "log", "mounts", "service", "trial"},
     {"durable", "progress", "yamltext", "zipdir"},
+    # what `stager probe` asks a filesystem
+    {"meeting"},
+    {"duet", "solo", "speed", "view"},
+    {"probe"},
     # what a person wrote, and who is alive
     {"instance", "models"},
     {"request"},
@@ -35,7 +39,7 @@ LAYERS = (
     # people
     {"client", "command", "doctor"},
     {"repair"},
-    {"admin", "show"},
+    {"admin", "probing", "show"},
     {"cli", "watcherd"},
 )
 MODULES = {path.stem: path for path in (ROOT / "stager").glob("*.py") if path.stem != "__init__"}
