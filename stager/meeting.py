@@ -1,7 +1,7 @@
 """How the machines of a `stager probe` find each other: through the directory that is probed.
 
 Each machine has one file there, `.stager-probe.<state>.<member>.<machines>.<count>`; a thread
-its counter by rename: who moves, lives. The lowest of enough living ones makes the room,
+raises its counter by rename: who moves, lives. The lowest of enough living ones makes the room,
 `.stager-probe.room.<leader>`, and says inside who takes part. In the room a file has one writer.
 Nothing measured relies on this; where the filesystem breaks it, the machines just don't meet.
 """
@@ -188,7 +188,7 @@ class Meeting:
                     with suppress(OSError, ValueError):
                         words[member] = json.loads(durable.read_file(self.room / name, 1 << 24))
             if len(words) == len(self.members):
-                return words
+                return {member: words[member] for member in self.members}
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + LOOK_SECONDS
                 self._see_all_alive(step, set(self.members) - set(words) - {self.me})

@@ -146,7 +146,7 @@ def _together(meeting: Meeting, say: Say) -> Iterator[Trial]:
         try:
             yield from question(name, meeting, place, float(meeting.plan["seconds"]))
         except OSError as e:
-            yield no(name, f"{e.strerror or e} ({e.filename})", duet.NOT_SHARED)
+            yield no(name, e.strerror or str(e), duet.NOT_SHARED)
             raise Absent(f"the filesystem failed in {name}") from None
 
 

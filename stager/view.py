@@ -58,7 +58,9 @@ def _whole(name: str, meeting: Meeting, place: Path, seconds: float) -> Iterator
         hint = f"others see what was there before: {NOT_SHARED}"
         yield no(name, f"{said}: no reader ever saw a new one", hint, **figures)
     elif total["missing"] or total["back"]:
-        what = f"{said}: {total['missing']} found none, {total['back']} an older one than before"
+        what = (
+            f"{said}: {total['missing']} found none (or a stale one), {total['back']} an older one"
+        )
         hint = "watcherd looks again; your own readers of flags and results must do so too"
         yield warning(name, what, hint, **figures)
     else:
