@@ -204,7 +204,15 @@ class Meeting:
             if self._missed[member] >= LOOKS:
                 raise Absent(f"{host_of(member)} went away before {step}")
             if seen and time.monotonic() - seen[1] > SILENT_SECONDS:
+                self._bury(member)
                 raise Absent(f"{host_of(member)} was silent for {SILENT_SECONDS:g} s before {step}")
+
+    def _bury(self, member: str) -> None:
+        """Remove what a member left that has died."""
+        for name in durable.listing(self.directory):
+            m = _HELLO.fullmatch(name) or _ROOM.fullmatch(name)
+            if m and m["member"] == member:
+                self._remove(self.directory / name)
 
     def _leave(self) -> None:
         """Say good-bye; the leader removes the room after that, and the others see to it."""
