@@ -1,13 +1,16 @@
 """What the kernel's mount table says about the spool's filesystems: dangers seen beforehand.
 
-Reads /proc/self/mountinfo and nothing else. A notice never stops the daemon: what can't work at all
-is found by trying (site.check_links), and how a filesystem behaves by `stager probe`.
+Reads /proc/self/mountinfo and nothing else. A notice never stops the daemon; directories that
+belong together and are on different mounts do: no rename goes from one mount to another, not even
+of one filesystem. How a filesystem really behaves is found by `stager probe`.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from stager.errors import SetupError
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 MOST_CACHED_SECONDS = 60
@@ -75,9 +78,13 @@ class Notice:
 
 
 def mounts(table: Path = MOUNTINFO) -> list[Mount]:
-    """Return all mounts, later ones on top of earlier ones."""
+    """Return all mounts, later ones on top of earlier ones; none where the kernel tells none."""
     found = []
-    for line in table.read_text(errors="surrogateescape").splitlines():
+    try:
+        lines = table.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    for line in lines:
         fields, _, rest = line.partition(" - ")
         first, second = fields.split(), rest.split()
         if len(first) < 6 or len(second) < 2:
@@ -100,6 +107,20 @@ def mount_of(path: Path, among: Iterable[Mount] | None = None) -> Mount:
         if inside and len(mount.point) >= len(best.point):
             best = mount
     return best
+
+
+def check_together(rooms: Iterable[Path], among: Iterable[Mount] | None = None) -> None:
+    """Raise SetupError where one of `rooms` is on another mount than the first."""
+    table = list(mounts() if among is None else among)
+    first, *others = rooms
+    home = mount_of(first, table)
+    for room in others:
+        if (mount := mount_of(room, table)) != home:
+            raise SetupError(
+                f"{room} is on a mount of its own ({mount.kind} on {mount.point}), {first} is not "
+                f"({home.kind} on {home.point}): nothing can be renamed from one to the other; "
+                f"unmount it, or mount one filesystem that holds both"
+            )
 
 
 def notices(paths: Iterable[Path], among: Iterable[Mount] | None = None) -> list[Notice]:

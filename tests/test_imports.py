@@ -12,8 +12,8 @@ from lab import BUILD, ROOT, Lab
 # Bottom to top: a module may import what stands on a line above its own, and nothing else of ours.
 LAYERS = (
     # names, errors, and the few things that know nothing of the others
-    {"errors", "identity", "layout", "log", "mounts", "service", "trial"},
-    {"durable", "progress", "yamltext", "zipdir"},
+    {"errors", "identity", "layout", "log", "service", "trial"},
+    {"durable", "mounts", "progress", "yamltext", "zipdir"},
     # what `stager probe` asks a filesystem
     {"meeting"},
     {"duet", "solo", "speed", "view"},
