@@ -1,7 +1,6 @@
 """How the machines of a `stager probe` find each other: through the directory that is probed.
 
-Each machine has one file there, `.stager-probe.<state>.<member>.<machines>.<count>`; a thread
-raises its counter by rename: who moves, lives. The lowest of enough living ones makes the room,
+Each shows that it lives (presence.py). The lowest of enough living ones makes the room,
 `.stager-probe.room.<leader>`, and says inside who takes part. In the room a file has one writer.
 Nothing measured relies on this; where the filesystem breaks it, the machines just don't meet.
 """
@@ -9,9 +8,7 @@ Nothing measured relies on this; where the filesystem breaks it, the machines ju
 import errno
 import json
 import os
-import re
 import socket
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,14 +17,8 @@ from typing import Any, Self
 
 from stager import durable
 from stager.identity import host_slug
+from stager.presence import BEAT_SECONDS, HELLO, PREFIX, ROOM, Presence, remove
 
-PREFIX = ".stager-probe."
-_HELLO = re.compile(
-    re.escape(PREFIX)
-    + r"(?P<state>free|busy)\.(?P<member>[A-Za-z0-9-]+)\.(?P<machines>\d+)\.(?P<count>\d+)"
-)
-_ROOM = re.compile(re.escape(PREFIX) + r"(?P<kind>room|alone)\.(?P<member>[A-Za-z0-9-]+)")
-BEAT_SECONDS = 0.25
 LOOK_SECONDS = 1.0
 LOOKS = 3
 SILENT_SECONDS = 15.0
@@ -51,19 +42,13 @@ class Meeting:
         self.room = directory / f"{PREFIX}room.{self.me}"
         self.alone = directory / f"{PREFIX}alone.{self.me}"
         self.plan: dict[str, Any] = {}
-        self._state, self._count = "free", 0
-        self._ended = threading.Event()
-        self._pulse = threading.Thread(target=self._beat, name="probe", daemon=True)
-        self._seen: dict[str, tuple[int, float]] = {}
-        self._moved: set[str] = set()
+        self.presence = Presence(directory, self.me, machines)
         self._missed: dict[str, int] = {}
-        self._file = self._hello()
 
     def __enter__(self) -> Self:
-        durable.write_new(self._file, b"", sync=False)
-        self._pulse.start()
+        self.presence.begin()
         open_dir(self.alone)
-        self.sweep(STALE_SECONDS)
+        self.presence.sweep(STALE_SECONDS)
         return self
 
     def __exit__(
@@ -76,10 +61,8 @@ class Meeting:
             if kind is None and len(self.members) > 1:
                 self._leave()
         for path in (self.room, self.alone):
-            self._remove(path)
-        self._ended.set()
-        self._pulse.join(SILENT_SECONDS)
-        durable.discard(self._file)
+            remove(path)
+        self.presence.end()
 
     @property
     def leads(self) -> bool:
@@ -103,16 +86,16 @@ class Meeting:
             if time.monotonic() > deadline:
                 raise Absent(self._who_came(seconds))
             time.sleep(BEAT_SECONDS / 2)
-        self._state = "busy"
+        self.presence.state = "busy"
         self.together("here")
 
     def _gathered(self, plan: dict[str, Any]) -> bool:
-        self._observe()
+        self.presence.observe(self.members)
         for name in durable.listing(self.directory):
-            m = _ROOM.fullmatch(name)
+            m = ROOM.fullmatch(name)
             if m and m["kind"] == "room" and self._invited(self.directory / name):
                 return True
-        near = sorted({self.me, *(m for m in self._moved if m in self._seen)})
+        near = sorted({self.me, *(m for m in self.presence.moved if m in self.presence.seen)})
         if len(near) < self.machines or near[0] != self.me:
             return False
         self.members = near[: self.machines]
@@ -132,32 +115,17 @@ class Meeting:
         return True
 
     def _who_came(self, seconds: float) -> str:
-        others = [m for m in self._seen if m != self.me]
+        others = [m for m in self.presence.seen if m != self.me]
         there = f"{len(others)} other probes were seen" if others else "nobody else was seen"
         for name in durable.listing(self.directory):
-            m = _HELLO.fullmatch(name)
-            if m and m["member"] in self._moved and int(m["machines"]) != self.machines:
+            m = HELLO.fullmatch(name)
+            if m and m["member"] in self.presence.moved and int(m["machines"]) != self.machines:
                 there += f"; {host_of(m['member'])} has --machines {m['machines']}"
         return (
             f"no {self.machines} machines met in {seconds:g} s ({there}): run the same command on "
             f"each at the same time; if it did run there, then {self.directory} is not the same "
             f"directory on all of them: compare `findmnt -T {self.directory}`"
         )
-
-    def _observe(self) -> None:
-        """Note whose counter moves."""
-        now, seen = time.monotonic(), {}
-        for name in durable.listing(self.directory):
-            m = _HELLO.fullmatch(name)
-            if not m or m["member"] == self.me:
-                continue
-            member, count = m["member"], int(m["count"])
-            before = self._seen.get(member)
-            if before and before[0] != count:
-                self._moved.add(member)
-            if m["state"] == "free" or member in self.members:
-                seen[member] = before if before and before[0] == count else (count, now)
-        self._seen = seen
 
     # -- being together ------------------------------------------------------------------------
 
@@ -196,23 +164,16 @@ class Meeting:
             pause = min(pause * 1.5, 0.1)
 
     def _see_all_alive(self, step: str, missing: set[str]) -> None:
-        self._observe()
+        self.presence.observe(self.members)
         for member in missing:
-            seen = self._seen.get(member)
+            seen = self.presence.seen.get(member)
             # A listing that a rename splits may show neither of its names: look more than once.
             self._missed[member] = 0 if seen else self._missed.get(member, 0) + 1
             if self._missed[member] >= LOOKS:
                 raise Absent(f"{host_of(member)} went away before {step}")
             if seen and time.monotonic() - seen[1] > SILENT_SECONDS:
-                self._bury(member)
+                self.presence.bury(member)
                 raise Absent(f"{host_of(member)} was silent for {SILENT_SECONDS:g} s before {step}")
-
-    def _bury(self, member: str) -> None:
-        """Remove what a member left that has died."""
-        for name in durable.listing(self.directory):
-            m = _HELLO.fullmatch(name) or _ROOM.fullmatch(name)
-            if m and m["member"] == member:
-                self._remove(self.directory / name)
 
     def _leave(self) -> None:
         """Say good-bye; the leader removes the room after that, and the others see to it."""
@@ -224,68 +185,6 @@ class Meeting:
                 return
             time.sleep(BEAT_SECONDS / 2)
 
-    # -- cleaning up ---------------------------------------------------------------------------
-
-    def sweep(self, seconds: float) -> list[str]:
-        """Remove what earlier probes left: whose counter has not moved for `seconds`.
-
-        Ages are by the file server's own clock; a living one that is hit by mistake comes again.
-        """
-        now, swept = self._server_time(), []
-        for name in durable.listing(self.directory):
-            m = _HELLO.fullmatch(name)
-            path = self.directory / name
-            if m and m["member"] != self.me and now - _changed(path, now) > seconds:
-                self._remove(path)
-                swept.append(name)
-        left = self._ownerless()
-        if left:
-            # Twice, as a listing that a rename splits may show neither of an owner's names.
-            time.sleep(BEAT_SECONDS)
-            left &= self._ownerless()
-        for name in left:
-            self._remove(self.directory / name)
-        return [*swept, *left]
-
-    def _ownerless(self) -> set[str]:
-        names = durable.listing(self.directory)
-        owners = {self.me, *(m["member"] for m in map(_HELLO.fullmatch, names) if m)}
-        rooms = [m for m in map(_ROOM.fullmatch, names) if m]
-        return {m.group() for m in rooms if m["member"] not in owners}
-
-    def _server_time(self) -> float:
-        tmp = self.directory / f"{PREFIX}{durable.nonce()}.tmp"
-        durable.write_new(tmp, b"", sync=False)
-        try:
-            return os.stat(tmp).st_ctime
-        finally:
-            durable.discard(tmp)
-
-    @staticmethod
-    def _remove(path: Path) -> None:
-        with suppress(OSError):
-            if path.is_dir():
-                durable.remove_tree(path)
-            else:
-                path.unlink()
-
-    # -- the thread ----------------------------------------------------------------------------
-
-    def _hello(self) -> Path:
-        name = f"{PREFIX}{self._state}.{self.me}.{self.machines}.{self._count}"
-        return self.directory / name
-
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            self._count += 1
-            target = self._hello()
-            try:
-                os.rename(self._file, target)
-            except OSError:
-                with suppress(OSError):
-                    durable.write_new(target, b"", sync=False)
-            self._file = target
-
 
 def open_dir(path: Path) -> None:
     """Make a directory that every member may write in, whatever the umask."""
@@ -296,10 +195,3 @@ def open_dir(path: Path) -> None:
 def host_of(member: str) -> str:
     """Return the part of a member's name that people read."""
     return member.rpartition("-")[0]
-
-
-def _changed(path: Path, unknown: float) -> float:
-    try:
-        return os.lstat(path).st_ctime
-    except OSError:
-        return unknown

@@ -9,8 +9,8 @@ from functools import partial
 
 from stager import site
 from stager.config import Config
-from stager.doctor import Finding, Mend, MendAnswer, MendFlag, MendTokens
 from stager.errors import BuildBusy, StagerError
+from stager.finding import Finding, Mend, MendAnswer, MendFlag, MendRecord, MendTokens
 from stager.finish import answer_lost
 from stager.instance import Buried
 from stager.visit import Visit, visiting
@@ -44,6 +44,11 @@ def _mend(visit: Visit, mend: Mend) -> None:
     elif isinstance(mend, MendFlag):
         with visit.locks.take(mend.build.key) as work:
             visit.marker.write_flag(work, mend.build)
+    elif isinstance(mend, MendRecord):
+        with visit.locks.take(mend.build.key) as work:
+            if visit.marker.good(mend.build, mend.image) is None:
+                visit.marker.write_flag(work, mend.build, without=[mend.image])
+                work.away(visit.spool.paths.sidecar(mend.build.key, mend.image))
     elif isinstance(mend, MendAnswer):
         answer_lost(visit.spool, mend.claim, mend.room)
 

@@ -15,6 +15,7 @@ LAYERS = (
     {"errors", "identity", "layout", "log", "service", "trial"},
     {"durable", "mounts", "progress", "yamltext", "zipdir"},
     # what `stager probe` asks a filesystem
+    {"presence"},
     {"meeting"},
     {"duet", "solo", "speed", "view"},
     {"probe"},
@@ -37,7 +38,9 @@ LAYERS = (
     {"keeper"},
     {"server"},
     # people
-    {"client", "command", "doctor"},
+    {"client", "command", "finding"},
+    {"remains", "vitals"},
+    {"doctor"},
     {"repair"},
     {"admin", "probing", "show"},
     {"cli", "watcherd"},

@@ -13,7 +13,8 @@ from lab import NOBODY, until
 from machines import Machine, outcome, said
 
 from stager import durable
-from stager.meeting import PREFIX, Absent, Meeting
+from stager.meeting import Absent, Meeting
+from stager.presence import PREFIX
 from stager.probe import JOINT
 from stager.solo import QUESTIONS
 
@@ -147,14 +148,14 @@ def test_files_of_an_earlier_probe_keep_nobody_from_meeting(public_dir: Path, st
     left = [f"{PREFIX}free.dead-aaaaaaaa.2.17"]
     assert os.listdir(public_dir) == left, "it is too young to be swept"
     with Meeting(public_dir, 1) as meeting:
-        assert meeting.sweep(0) == left
+        assert meeting.presence.sweep(0) == left
     assert os.listdir(public_dir) == []
 
 
 def test_a_living_probe_is_never_swept(public_dir: Path) -> None:
     with Meeting(public_dir, 2) as first, Meeting(public_dir, 2) as second:
         for _ in range(5):
-            second.sweep(60)
+            second.presence.sweep(60)
             assert first.alone.is_dir()
 
 
