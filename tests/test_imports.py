@@ -121,6 +121,7 @@ def test_client_commands_load_neither_googles_client_nor_watchdog(lab: Lab) -> N
         "resume",
         "verify",
         "doctor",
+        f"probe --machines 1 {lab.root}",
     )
     lab.archive()
     told = lab.root / "modules.json"
