@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-SECONDS = 60.0
+SECONDS = 110.0
 
 
 class Machine:

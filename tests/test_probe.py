@@ -18,6 +18,8 @@ from stager.presence import PREFIX
 from stager.probe import JOINT
 from stager.solo import QUESTIONS
 
+pytestmark = pytest.mark.timeout(240)
+
 Start = Callable[..., Machine]
 
 

@@ -12,6 +12,8 @@ import pytest
 from lab import ROOT, until
 from machines import Machine, outcome, said
 
+pytestmark = pytest.mark.timeout(240)
+
 
 @contextmanager
 def odd_mount(backing: Path, mount: Path, oddity: str) -> Iterator[None]:
