@@ -176,10 +176,11 @@ def doctor_(mends: bool, option: str | None, as_json: bool) -> None:
     """Check that everything on disk is as it must be."""
     config = load(option, ruler=True)
     findings = doctor.examine(config)
-    found = [{"rule": f.rule, "what": f.what, "hint": f.hint} for f in findings]
+    found = [{"rule": f.rule, "what": f.what, "hint": f.hint, "broken": f.broken} for f in findings]
     if mends and findings:
         outcomes = dict(repair.repair(config, findings))
         found = [f | {"repair": outcomes[which]} for f, which in zip(found, findings, strict=True)]
-    dump({"findings": found}, as_json)
-    left = [f for f in found if f.get("repair") != repair.MENDED]
+    left = [f for f in found if f.pop("broken") and f.get("repair") != repair.MENDED]
+    broken = sum(f.broken for f in findings)
+    dump({"findings": found[:broken], "remarks": found[broken:]}, as_json)
     sys.exit(client.FAILED if left else 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from stager import admin, client
+from stager import admin, client, probing
 from stager.command import DURATION, cli, common, dump, load
 from stager.config import Config
 from stager.errors import NotNow, RequestError, SetupError
@@ -17,7 +17,7 @@ from stager.request import parse_request
 from stager.result import to_json
 from stager.show import Bars, explain, print_list, print_status
 
-__all__ = ["admin", "cli", "main"]
+__all__ = ["admin", "cli", "main", "probing"]
 
 
 @cli.command()

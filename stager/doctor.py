@@ -9,12 +9,12 @@ import stat
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from stager import durable, site
+from stager import durable, remains, site, vitals
 from stager.config import Config
 from stager.errors import NotNow, SetupError
+from stager.finding import Finding, MendAnswer, MendFlag, MendTokens, look
 from stager.inflate import digest
 from stager.layout import FLAG, Build, Claim, Paths, Waiting, arrival_ns, parse_build
 from stager.lock import Token
@@ -24,51 +24,18 @@ from stager.spool import ROOMS
 SETTLE_SECONDS = 2.0
 MARGIN_SECONDS = 86400.0
 """More than clocks of machines with one spool differ."""
+NFS_OPEN = ".nfs"
+"""How names begin that the NFS client gives to files removed while they are open."""
 STATES = ("active", "waiting", *ROOMS)
 
 
-@dataclass(frozen=True, slots=True)
-class MendFlag:
-    """Write a build's flag anew, under its token."""
-
-    build: Build
-
-
-@dataclass(frozen=True, slots=True)
-class MendTokens:
-    """Leave one token to a build."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class MendAnswer:
-    """Answer a request that ended without one."""
-
-    room: Path
-    claim: Claim
-
-
-Mend = site.Misfit | MendFlag | MendTokens | MendAnswer
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is not as it must be; `mend` is what `doctor --repair` would do."""
-
-    rule: str
-    what: str
-    hint: str
-    mend: Mend | None = None
-
-
 def examine(config: Config, seconds: float = SETTLE_SECONDS) -> list[Finding]:
-    """Return what two looks agree on."""
+    """Return what two looks agree on, remarks last."""
     first = set(_findings(config))
     if not first:
         return []
     time.sleep(seconds)
-    return sorted(first & set(_findings(config)), key=lambda f: (f.rule, f.what))
+    return sorted(first & set(_findings(config)), key=lambda f: (not f.broken, f.rule, f.what))
 
 
 def _findings(config: Config) -> Iterator[Finding]:
@@ -79,6 +46,7 @@ def _findings(config: Config) -> Iterator[Finding]:
         yield Finding("layout", str(e), "mount what belongs there, or correct the configuration")
         return
     uid = site.Layout.read(paths.marks[0]).uid
+    _see_all(paths, uid)
     misfits = [*site.check_modes(paths, uid), *_unreadable(paths)]
     for misfit in misfits:
         mend = misfit if misfit.uid is not None or misfit.mode is not None else None
@@ -89,11 +57,23 @@ def _findings(config: Config) -> Iterator[Finding]:
         yield from _answers(config)
         yield from _tokens(paths)
         yield from _flags(config)
+        yield from remains.leftovers(config)
+        yield from vitals.signs(config)
+
+
+def _see_all(paths: Paths, uid: int) -> None:
+    """Go on as the daemon's user where root may see no more than anybody (root_squash)."""
+    try:
+        durable.listing(paths.private, touch=False)
+    except PermissionError:
+        os.seteuid(uid)
+    except FileNotFoundError:
+        return
 
 
 def _unreadable(paths: Paths) -> Iterator[site.Misfit]:
     """Say what of the published is not for everybody to read."""
-    for name in durable.listing(paths.results, touch=False):
+    for name in look(paths.results):
         if name.endswith(".yaml") and not name.startswith("."):
             yield from _closed(paths.results / name, 0o644)
     for directory, _, files in os.walk(paths.images):
@@ -118,7 +98,9 @@ def _states(paths: Paths) -> Iterator[Finding]:
     """I1, I2: a request is in exactly one state."""
     seen: dict[str, list[str]] = defaultdict(list)
     for room in STATES:
-        for name in durable.listing(paths.spool / room, touch=_may_touch()):
+        for name in look(paths.spool / room):
+            if name.startswith(NFS_OPEN):
+                continue
             parsed = Waiting.parse(name) if room == "waiting" else Claim.parse(name)
             if parsed is None:
                 yield Finding("names", f"{room}/{name!a}", "not ours: move it elsewhere")
@@ -142,11 +124,11 @@ def _answers(config: Config) -> Iterator[Finding]:
     ended = [
         (paths.spool / room, claim)
         for room in ROOMS
-        for claim in map(Claim.parse, durable.listing(paths.spool / room, touch=_may_touch()))
+        for claim in map(Claim.parse, look(paths.spool / room))
         if claim and claim.arrived_ns > since
     ]
-    private = set(durable.listing(paths.private, touch=_may_touch()))
-    published = set(durable.listing(paths.results, touch=_may_touch()))
+    private = set(look(paths.private))
+    published = set(look(paths.results))
     for room, claim in ended:
         if str(claim) not in private and claim.result_file not in published:
             what = f"request {claim.request_id} in {room.name}/ has no {claim.result_file}"
@@ -154,14 +136,10 @@ def _answers(config: Config) -> Iterator[Finding]:
             yield Finding("answers", what, hint, MendAnswer(room, claim))
 
 
-def _may_touch() -> bool:
-    return os.geteuid() == 0
-
-
 def _tokens(paths: Paths) -> Iterator[Finding]:
     """I5: exactly one token per build."""
-    for key in durable.listing(paths.locks, touch=False):
-        names = durable.listing(paths.locks / key, touch=False)
+    for key in look(paths.locks):
+        names = [n for n in look(paths.locks / key) if not n.startswith(NFS_OPEN)]
         tokens = [t for t in map(Token.parse, names) if t]
         if len(tokens) != 1 or len(names) != 1:
             what = f"locks/{key} holds {len(tokens)} tokens in {len(names)} files"
@@ -211,7 +189,7 @@ def _size(path: Path) -> int:
 def _is_free(paths: Paths, key: str) -> bool:
     """Whether nobody works on the build: only then its flag is complete."""
     try:
-        tokens = [Token.parse(name) for name in durable.listing(paths.locks / key, touch=False)]
+        tokens = [Token.parse(name) for name in look(paths.locks / key)]
     except FileNotFoundError:
         return True
     return not any(token and token.inst for token in tokens)
@@ -220,7 +198,7 @@ def _is_free(paths: Paths, key: str) -> bool:
 def damaged(config: Config) -> Iterator[tuple[str, str, str]]:
     """Read every staged image and compare it with its sidecar; yield build, image and damage."""
     paths = config.paths
-    for name in sorted(durable.listing(paths.sidecars, touch=False)):
+    for name in sorted(look(paths.sidecars)):
         key, _, image = name.removesuffix(".json").rpartition(".")
         sidecar = Sidecar.read(paths.sidecar(key, image))
         if sidecar is None or image not in config.images:

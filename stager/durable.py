@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,8 @@ NETWORK_FILESYSTEMS = frozenset(
     ]
 )
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+STALE_PAUSES = (0.0, 0.01, 0.1)
+"""Seconds between looks at a name whose cached file is gone from the server."""
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
@@ -130,20 +133,29 @@ def link(source: Path, target: Path) -> bool:
 
 
 def make_dir(path: Path) -> None:
-    """Make a directory, 0755 whatever the umask."""
-    os.mkdir(path)
+    """Make a directory of a used-once name, 0755 whatever the umask.
+
+    Nobody else makes one of that name: one that is there was made by a call whose reply was lost.
+    """
+    with suppress(FileExistsError):
+        os.mkdir(path)
     os.chmod(path, 0o755)
 
 
 def make_dirs(path: Path, below: Path) -> None:
-    """Make `path` and its parents down from `below` (which must be there), all 0755."""
+    """Make `path` and its parents down from `below` (which must be there), all 0755.
+
+    Their names are synced too: what is synced into the last of them would else be lost with it.
+    """
     if path == below or path.is_dir():
         return
     make_dirs(path.parent, below)
     try:
-        make_dir(path)
+        os.mkdir(path)
     except FileExistsError:
         return
+    os.chmod(path, 0o755)
+    sync_dir(path.parent)
 
 
 def sync_dir(path: Path) -> None:
@@ -178,7 +190,24 @@ def remove_tree(path: Path, tries: int = 5) -> bool:
 
 
 def read_file(path: Path, limit: int = 1 << 20) -> bytes:
-    """Read a file of ours (at most `limit` bytes), never through a symbolic link."""
+    """Read a file of ours (at most `limit` bytes), never through a symbolic link.
+
+    A file that is replaced while another machine opens or reads it is stale there (NFS): its name
+    is looked up again. FileNotFoundError: it has none any more.
+    """
+    for pause in STALE_PAUSES:
+        try:
+            return _read(path, limit)
+        except OSError as e:
+            if e.errno != errno.ESTALE:
+                raise
+            time.sleep(pause)
+    if path.name not in listing(path.parent, touch=False):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return _read(path, limit)
+
+
+def _read(path: Path, limit: int) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     with os.fdopen(fd, "rb") as f:
         return f.read(limit)

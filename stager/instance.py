@@ -201,6 +201,7 @@ class Heart:
             # The counter of a machine with our id and another boot moves: two machines, one id.
             seen.cloned = bool(
                 other
+                and other.machine
                 and other.machine == self.identity.machine
                 and other.boot != self.identity.boot
             )

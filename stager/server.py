@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from stager import durable, orders, site
+from stager import durable, mounts, orders, site
 from stager.case import Tools
 from stager.clerk import Clerk
 from stager.config import Config
@@ -79,6 +79,8 @@ class Server:
         self.watch.arm()
         for misfit in site.check_modes(self.paths, os.geteuid()):
             log.warning(str(misfit))
+        for notice in mounts.notices((self.paths.spool, self.paths.static, self.paths.results)):
+            log.warning(str(notice))
         if self.config.metrics != Config.model_fields["metrics"].default:
             log.warning("metrics is read, but not used by this version yet")
         log.info(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from stager import durable
+from stager import durable, mounts
 from stager.config import Config
 from stager.errors import NotNow, SetupError
 from stager.layout import Paths
@@ -74,13 +74,29 @@ def init(config: Config, group: int | None = None) -> Layout:
         for path, mode in rooms.items():
             _make(path, mode, layout.uid, group if path == paths.requests else None)
         for mark in paths.marks:
-            if not mark.exists():
-                durable.write_new(mark, layout.text().encode())
-                _give(mark, layout.uid)
+            _mark(mark, layout)
+            # Of two that set up at the same time, the first mark's maker is followed by both.
+            layout = Layout.read(paths.marks[0])
     except OSError as e:
         raise SetupError(f"can't set up {e.filename}: {e.strerror}") from None
+    if any(Layout.read(mark).set_id != layout.set_id for mark in paths.marks):
+        raise SetupError("spool, static and results belong to different sets; give others")
     check_links(paths)
     return layout
+
+
+def _mark(mark: Path, layout: Layout) -> None:
+    """Write a LAYOUT whole, where there is none."""
+    if mark.exists():
+        return
+    tmp = mark.with_name(f".{mark.name}.{durable.nonce()}.tmp")
+    durable.write_new(tmp, layout.text().encode())
+    try:
+        _give(tmp, layout.uid)
+        durable.link(tmp, mark)
+    finally:
+        durable.discard(tmp)
+    durable.sync_dir(mark.parent)
 
 
 def _make(path: Path, mode: int, uid: int, group: int | None) -> None:
@@ -90,6 +106,7 @@ def _make(path: Path, mode: int, uid: int, group: int | None) -> None:
         directory.mkdir()
         directory.chmod(0o755)
         _give(directory, uid)
+        durable.sync_dir(directory.parent)
     if group is not None:
         os.chown(path, -1, group)
     if missing or group is not None or mode & 0o777 != 0o777:
@@ -131,9 +148,13 @@ def check(config: Config, *, as_root: bool = False) -> Layout:
 
 
 def check_links(paths: Paths) -> None:
-    """See that what must be one filesystem is one, and that it has hard links."""
+    """See that what must be one filesystem is one, on one mount, and that it has hard links."""
     _probe(paths.tmp, paths.results, "spool and results")
     _probe(paths.static_tmp, paths.images, "static/.stager and static/images")
+    mounts.check_together([*(p for p in _rooms(paths, 0) if paths.spool in (p, *p.parents))])
+    mounts.check_together(
+        [paths.stager, *(p for p in _rooms(paths, 0) if paths.stager in p.parents)]
+    )
 
 
 def _probe(source: Path, target: Path, what: str) -> None:
@@ -148,13 +169,25 @@ def _probe(source: Path, target: Path, what: str) -> None:
         if e.errno in PASSING:
             raise NotNow(f"{what}: {e.strerror} ({e.filename})") from None
         raise SetupError(
-            f"{what}: {e.strerror} ({e.filename}): both must be writable, on one filesystem "
-            f"that has hard links"
+            f"{what}: {e.strerror} ({e.filename}): {_way_out(e, source, target)}"
         ) from None
     finally:
         for path in (first, second, there):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _way_out(error: OSError, source: Path, target: Path) -> str:
+    """Say what to do about two directories between which nothing can be linked or renamed."""
+    one, other = mounts.mount_of(source), mounts.mount_of(target)
+    if error.errno == errno.EXDEV:
+        return (
+            f"{source} is on {one.point} ({one.kind}), {target} on {other.point} ({other.kind}): "
+            f"both must be on one filesystem and one mount"
+        )
+    if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+        return f"{one.kind} has no hard links: use one filesystem that has, as ext4, XFS or NFS"
+    return "both must be writable, on one filesystem that has hard links"
 
 
 @dataclass(frozen=True, slots=True)

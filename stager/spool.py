@@ -195,7 +195,9 @@ class Spool:
         if not committed:
             durable.discard(private)
             raise TakenOver(f"{claim} is no longer ours")
+        # Both: a power loss must not leave the claim in two places, or in none.
         durable.sync_dir(room)
+        durable.sync_dir(self.paths.active)
         self.publish(claim)
 
     def publish(self, claim: Claim) -> None:

@@ -44,7 +44,13 @@ def used(template: Path, public_dir: Path) -> Iterator[Lab]:
 def findings(lab: Lab) -> list[str]:
     """Return what the doctor finds; nothing runs, so that the second look can come at once."""
     found = doctor.examine(load_config(lab.config, {}), 0.0)
-    return [f"{f.rule}: {f.what}: {f.hint}" for f in found]
+    return [f"{f.rule}: {f.what}: {f.hint}" for f in found if f.broken]
+
+
+def remarks(lab: Lab) -> list[str]:
+    """Return what the doctor says besides."""
+    found = doctor.examine(load_config(lab.config, {}), 0.0)
+    return [f"{f.rule}: {f.what}: {f.hint}" for f in found if not f.broken]
 
 
 def claim_in(lab: Lab, room: str) -> Claim:
@@ -212,6 +218,82 @@ def test_a_spool_at_work_is_well(lab: Lab) -> None:
         done = lab.stager("doctor")
         assert lab.spool("requests") or lab.spool("waiting") or lab.spool("done")
     assert done.returncode == 0, done.stdout
+
+
+# -- remarks ---------------------------------------------------------------------------------------
+
+
+def held_by_nobody(lab: Lab) -> None:
+    token(lab).rename(token(lab).with_name("9.lab-9-abcdef.aaaaaaaa"))
+
+
+def work_of_nobody(lab: Lab) -> None:
+    work = lab.root / f"static/.stager/work/{KEY}.1.lab-9-abcdef.aaaaaaaa"
+    work.mkdir()
+    (work / "half").write_bytes(b"x")
+
+
+def claim_of_nobody(lab: Lab) -> None:
+    name = str(claim_in(lab, "done"))
+    lab.drop("another")
+    (lab.root / "spool/requests/another.yaml").rename(
+        lab.root / "spool/active" / name.replace("good", "another").replace("~1", "~2")
+    )
+
+
+def record_of_nothing(lab: Lab) -> None:
+    lab.image("test").unlink()
+    (lab.target() / "staged").write_text("base\n")
+
+
+REMARKS: dict[str, tuple[Callable[[Lab], object], str, bool]] = {
+    "a token of the dead": (held_by_nobody, f"the token of locks/{KEY} is held by lab-9-abc", True),
+    "work of the dead": (work_of_nobody, f"work/{KEY}.1.lab-9-abcdef.aaaaaaaa belongs to no", True),
+    "a claim of the dead": (claim_of_nobody, "is gone: a running daemon takes it over", False),
+    "an answer to nothing": (
+        lambda lab: (lab.root / "spool/private/x~1-a.g1.a0.lab-9-abcdef.aaaaaaaa").touch(),
+        "answers no request", False,
+    ),
+    "a record of nothing": (
+        record_of_nothing, "test has a record, but is not there", True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REMARKS)
+def test_what_is_odd_and_breaks_nothing_is_remarked(used: Lab, what: str) -> None:
+    assert remarks(used) == []
+    oddity, words, mendable = REMARKS[what]
+    oddity(used)
+    assert findings(used) == []
+    assert any(words in remark for remark in remarks(used)), remarks(used)
+    done = used.stager("doctor", "--repair", "--json")
+    assert done.returncode == 0, "no invariant is broken"
+    (remark,) = [
+        r for r in json.loads(done.stdout)["remarks"] if words in f"{r['what']}: {r['hint']}"
+    ]
+    assert (remark["repair"] == "mended") == mendable, remark
+    assert any(words in remark for remark in remarks(used)) != mendable
+
+
+def test_two_living_machines_with_one_id_are_remarked(used: Lab) -> None:
+    peers = [used.peer(machine="one", boot=boot) for boot in ("first", "second")]
+    (remark,) = (r for r in remarks(used) if "have one machine id, and both live" in r)
+    assert all(peer.inst in remark for peer in peers)
+    assert findings(used) == []
+
+
+def test_a_silent_instance_is_remarked_after_a_lease_of_the_servers_clock(used: Lab) -> None:
+    peer = used.peer(machine="another", boot="another")
+    assert remarks(used) == []
+    words = f"heartbeats: {peer.inst} has not beaten for a lease"
+    until(lambda: any(words in remark for remark in remarks(used)), "it is remarked")
+
+
+def test_files_that_an_nfs_client_keeps_open_are_not_ours_to_judge(used: Lab) -> None:
+    for room in ("spool/active", "spool/done", f"static/.stager/locks/{KEY}"):
+        (used.root / room / ".nfs0000000000000001").touch()
+    assert findings(used) == remarks(used) == []
 
 
 # -- repair ----------------------------------------------------------------------------------------

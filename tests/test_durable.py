@@ -65,6 +65,61 @@ def test_a_directory_that_vanished_is_not_made_again(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_names_of_new_directories_are_synced_each_in_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    durable.make_dirs(tmp_path / "a/b", tmp_path)
+    assert synced == [str(tmp_path), str(tmp_path / "a")]
+
+
+def test_a_directory_whose_reply_was_lost_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "used-once").mkdir(0o700)
+    durable.make_dir(tmp_path / "used-once")
+    assert mode(tmp_path / "used-once") == 0o755
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_that_is_stale_is_looked_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    (tmp_path / "flag").write_bytes(b"test\n")
+    stale_reads(monkeypatch, times)
+    assert durable.read_file(tmp_path / "flag") == b"test\n"
+
+
+def test_a_stale_file_without_a_name_is_not_there_and_a_stale_mount_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale_reads(monkeypatch, 99)
+    with pytest.raises(FileNotFoundError):
+        durable.read_file(tmp_path / "flag")
+    os.mknod(tmp_path / "flag")
+    with pytest.raises(OSError) as caught:
+        durable.read_file(tmp_path / "flag")
+    assert caught.value.errno == errno.ESTALE
+
+
+def stale_reads(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Have the kernel's open say ESTALE, as NFS does for a replaced file, some times."""
+    real, left = os.open, [times]
+
+    def stale(path: os.PathLike[str] | str, flags: int, mode: int = 0o777) -> int:
+        if str(path).endswith("flag") and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", stale)
+
+
 def test_a_name_that_is_taken_is_never_written_over(tmp_path: Path) -> None:
     path, elsewhere = tmp_path / "a", tmp_path / "elsewhere"
     path.symlink_to(elsewhere)

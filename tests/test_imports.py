@@ -12,8 +12,13 @@ from lab import BUILD, ROOT, Lab
 # Bottom to top: a module may import what stands on a line above its own, and nothing else of ours.
 LAYERS = (
     # names, errors, and the few things that know nothing of the others
-    {"errors", "identity", "layout", "log", "service"},
-    {"durable", "progress", "yamltext", "zipdir"},
+    {"errors", "identity", "layout", "log", "service", "trial"},
+    {"durable", "mounts", "progress", "yamltext", "zipdir"},
+    # what `stager probe` asks a filesystem
+    {"presence"},
+    {"meeting"},
+    {"duet", "solo", "speed", "view"},
+    {"probe"},
     # what a person wrote, and who is alive
     {"instance", "models"},
     {"request"},
@@ -33,9 +38,11 @@ LAYERS = (
     {"keeper"},
     {"server"},
     # people
-    {"client", "command", "doctor"},
+    {"client", "command", "finding"},
+    {"remains", "vitals"},
+    {"doctor"},
     {"repair"},
-    {"admin", "show"},
+    {"admin", "probing", "show"},
     {"cli", "watcherd"},
 )
 MODULES = {path.stem: path for path in (ROOT / "stager").glob("*.py") if path.stem != "__init__"}
@@ -114,6 +121,7 @@ def test_client_commands_load_neither_googles_client_nor_watchdog(lab: Lab) -> N
         "resume",
         "verify",
         "doctor",
+        f"probe --machines 1 {lab.root}",
     )
     lab.archive()
     told = lab.root / "modules.json"

@@ -4,6 +4,8 @@ import grp
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -220,3 +222,19 @@ def test_the_daemon_makes_nothing_and_says_what_to_run(bare: Lab, missing: str) 
     assert "stager init" in done.stderr
     assert "Traceback" not in done.stderr
     assert everything(home) == before
+
+
+def test_machines_that_set_up_at_the_same_time_make_one_set(bare: Lab) -> None:
+    for _ in range(5):
+        shutil.rmtree(bare.root / "srv", ignore_errors=True)
+        command = [sys.executable, "-m", "stager.cli", "init", "--config", str(bare.config)]
+        both = [
+            subprocess.Popen(command, env=bare.environment(), stdout=subprocess.PIPE)
+            for _ in range(3)
+        ]
+        said = [process.communicate(timeout=60)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0, 0]
+        assert len(set(said)) == 1, "all say the same set"
+        ids = {yaml.safe_load((bare.root / "srv" / mark).read_text())["set"] for mark in MARKS}
+        assert len(ids) == 1
+        assert not list((bare.root / "srv").rglob(".*.tmp"))

@@ -183,6 +183,17 @@ def test_a_counter_that_moves_under_our_machine_id_gets_the_whole_lease(quick: L
     assert seconds_until_dead(observer, clone.inst, start) >= LEASE
 
 
+def test_machines_without_an_id_are_not_called_clones(quick: Lab) -> None:
+    observer, other = quick.peer(), quick.peer(machine="x", boot="another")
+    for peer in (observer, other):
+        peer.heart.identity = replace(peer.heart.identity, machine="")
+    (entry,) = (quick.root / "spool/instances").glob(f"{other.inst}.*")
+    entry.write_text(json.dumps(asdict(other.heart.identity)))
+    observer.heart.observe()
+    moved(observer, other)
+    assert observer.heart.cloned() == set()
+
+
 def test_an_owner_that_is_not_listed_is_dead_after_three_looks(quick: Lab) -> None:
     observer = quick.peer()
     verdicts = []
