@@ -21,13 +21,15 @@ from types import FrameType
 import click
 import structlog
 
-from stager import __version__, log, service, site
+from stager import __version__, durable, log, service, site
 from stager.config import Config, find_config, load_config
-from stager.errors import NotNow, SetupError
+from stager.errors import MachineFault, NotNow, SetupError
 from stager.server import Server
 from stager.watch import Wake
 
 logger = structlog.get_logger()
+
+BEGIN_SECONDS = 1.0
 
 
 class Signals:
@@ -57,9 +59,8 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
     signals = Signals()
     signals.install()
     bad = 0
+    server = begin(config, signals)
     while True:
-        server = Server(config, signals.wake)
-        server.start()
         service.notify("READY=1", f"STATUS={server.summary()}")
         while not signals.stop and not server.buried:
             if signals.reload:
@@ -75,9 +76,40 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
         logger.warning("the other machines took this instance for dead: it begins anew")
         server.stop()
         bad += server.tally.bad
+        try:
+            server = begin_anew(config, signals)
+        except InterruptedError:
+            return 1
     service.notify("STOPPING=1")
     server.stop()
     return 1 if once and bad + server.tally.bad else 0
+
+
+def begin(config: Config, signals: Signals) -> Server:
+    """Return an instance that watches; NotNow where the spool does not work."""
+    server = Server(config, signals.wake)
+    try:
+        with durable.storage():
+            server.start()
+    except MachineFault as e:
+        server.abandon()
+        raise NotNow(f"the spool does not work: {e}") from None
+    return server
+
+
+def begin_anew(config: Config, signals: Signals) -> Server:
+    """Return the next instance, as soon as the spool works; InterruptedError: told to stop."""
+    said = False
+    while not signals.stop:
+        try:
+            return begin(config, signals)
+        except NotNow as e:
+            if not said:
+                logger.error(f"{e}; requests wait")
+            said = True
+            service.notify("WATCHDOG=1", f"STATUS={e}")
+            signals.wake.wait(BEGIN_SECONDS)
+    raise InterruptedError
 
 
 def reload(path: Path, config: Config, server: Server) -> Config:

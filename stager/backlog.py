@@ -72,6 +72,7 @@ class Hold:
     probing: bool = False
     keys: set[str] = field(default_factory=set)
     """The builds that met it."""
+    said: bool = False
 
 
 class Backlog:

@@ -16,7 +16,7 @@ import structlog
 
 from stager import again, durable, orders
 from stager.dispatch import Dispatcher
-from stager.errors import Cancelled, StagerError
+from stager.errors import Cancelled, MachineFault, StagerError
 from stager.finish import finish
 from stager.layout import PIN_PREFIX, Claim, Waiting, is_request_name, parse_build, request_name
 from stager.orders import NOT_FOUND, NOT_YOURS, Answer, Received, called
@@ -39,13 +39,17 @@ class Clerk:
         self._ignored: set[str] = set()
         self._known: list[tuple[str, Claim]] | None = None
         self._leftover = True
+        self.must_wait: dict[str, str] = {}
+        """Orders that can't be obeyed for now, with the machine's fault where it is one."""
 
     def obey(self) -> bool:
         """Take one look at control/ and do what can be done now; True: something was done.
 
         Each order on its own: none, however odd, keeps the daemon from its work.
         """
-        received, bad = orders.received(self.paths, self._ignored)
+        received, bad, unread = orders.received(self.paths, self._ignored)
+        for name, error in unread.items():
+            self._wait(name, error)
         for name in bad:
             log.warning("not an order; use the stager command", entry=name)
             self._ignored.add(name)
@@ -53,11 +57,19 @@ class Clerk:
                 orders.remove(self.paths, self.spool.heart.inst, name)
         self._known = None
         done = [self._alone(item, self._obey_one) for item in received]
-        for path, inst in orders.taken(self.paths).items() if received or self._leftover else ():
-            if inst == self.spool.heart.inst or self.spool.heart.dead(inst):
-                done.append(self._finish_taken(path, inst))
+        if received or self._leftover:
+            taken = orders.taken(self.paths)
+            for path, inst in taken.items():
+                if inst == self.spool.heart.inst or self.spool.heart.dead(inst):
+                    done.append(self._finish_taken(path, inst))
+            there = {item.file for item in received} | {*map(orders.file_of, taken), *unread}
+            self.must_wait = {name: why for name, why in self.must_wait.items() if name in there}
         self._leftover = False
         return any(done)
+
+    def trouble(self) -> str:
+        """Say what fault of the machine keeps an order waiting; empty: none."""
+        return next(filter(None, self.must_wait.values()), "")
 
     def look_for_leftovers(self) -> None:
         """Have the next look take up orders that an instance took and could not answer."""
@@ -83,7 +95,11 @@ class Clerk:
             path = mine
             # What the dead made by it may not even have its id yet.
             self.dispatcher.adopt()
-        item = orders.read_taken(path)
+        try:
+            item = orders.read_taken(path)
+        except OSError as e:
+            self._wait(orders.file_of(path), e)
+            return False
 
         def carry_out(item: Received) -> bool:
             reply = self._once(item)
@@ -96,14 +112,26 @@ class Clerk:
 
     def _alone(self, item: Received, call: Callable[[Received], bool]) -> bool:
         try:
-            return call(item)
+            done = call(item)
         except (OSError, StagerError) as e:
-            log.warning(f"an order must wait: {e}", order=item.file)
-            self._leftover = True
+            self._wait(item.file, e)
         except Exception:
             log.exception("a fault of ours, met by an order", order=item.file)
             self._ignored.add(item.file)
+        else:
+            if done:
+                self.must_wait.pop(item.file, None)
+            return done
         return False
+
+    def _wait(self, file: str, error: Exception) -> None:
+        """Look at an order again later; what is a fault of the machine is the daemon's to say."""
+        is_machines = isinstance(error, MachineFault)
+        if isinstance(error, OSError):
+            is_machines = error.errno in durable.PASSING
+        if not is_machines and file not in self.must_wait:
+            log.warning(f"an order must wait: {error}", order=file)
+        self.must_wait[file] = f"an order must wait: {error}" if is_machines else ""
 
     def _said(self, item: Received, reply: Answer) -> None:
         self.spool.note_published(self.paths.control)

@@ -48,6 +48,8 @@ class Dispatcher:
     running: dict[Future[None], Case] = field(default_factory=dict)
     ready: list[Case] = field(default_factory=list)
     takes_in: bool = True
+    spool_is_faulty: bool = False
+    """Whether it was said already that the spool does not work."""
     pool: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class Dispatcher:
             self._put_back_ready()
             if self.backlog.hold and not (self.running or self.backlog.entries):
                 # Nobody waits, so nobody would ever find out that the fault is gone.
+                if self.backlog.hold.said:
+                    log.info("nobody waits any more", code=self.backlog.hold.error.code)
                 self.backlog.hold = None
 
     def _room(self) -> int:
@@ -120,6 +124,11 @@ class Dispatcher:
     def cases(self) -> list[Case]:
         """Return the requests that workers of this instance are at."""
         return list(self.running.values())
+
+    def unread(self) -> str:
+        """Say why requests can't be read, where it seems to be the filesystem; empty: they can."""
+        why = [e for i, e in self.intake.unread.items() if i in self.backlog.entries]
+        return f"requests can't be read: {why[0]}" if len(why) > 1 else ""
 
     # -- what waits ----------------------------------------------------------------------------
 
@@ -244,8 +253,13 @@ class Dispatcher:
     def _met_fault(self, key: str, error: MachineFault, case: Case) -> None:
         """Hold the queue, or just a build whose faults are its own; each is said once."""
         known = key in self.backlog.lulls
-        if self.backlog.met_fault(key, error, is_probe=case.is_probe):
-            log.error(f"the queue waits: {error.message}", code=error.code, hint=error.hint)
+        news = self.backlog.met_fault(key, error, is_probe=case.is_probe)
+        hold = self.backlog.hold
+        if hold and (news or not hold.said) and key not in self.backlog.suspects:
+            # One fault is said once, though the loop and the jobs both meet it.
+            if isinstance(error, CredentialsRefused) or not self.spool_is_faulty:
+                log.error(f"the queue waits: {error.message}", code=error.code, hint=error.hint)
+                hold.said = True
         elif key in self.backlog.suspects and not known:
             log.error(f"a build waits: {error.message}", build=key, code=error.code)
 
@@ -265,7 +279,8 @@ class Dispatcher:
             return
         self.backlog.went_well(case.request.build.key)
         seconds = round(time.monotonic() - hold.since)
-        log.info(f"work goes on after {seconds} s", code=hold.error.code)
+        if hold.said:
+            log.info(f"work goes on after {seconds} s", code=hold.error.code)
 
 
 def _staged_something(case: Case) -> bool:

@@ -63,6 +63,7 @@ class DropBox:
         self._next_window = 0.0
         self._full = False
         self._ready: deque[str] = deque()
+        self._unseen: dict[str, OSError] = {}
         self._listed = 0.0
         self._moved: dict[str, float] = {}
         self._created: dict[str, float] = {}
@@ -104,10 +105,12 @@ class DropBox:
         self._forget(set(names), now)
         self._full = not limit
         ready: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        self._unseen = {}
         for name in self._window(names, now) if limit else ():
             file = self._look(name, now)
             if file and now - file.since >= self._patience(name, file):
                 ready[file.uid].append((file.signature[2], name))
+        self._judge_unseen()
         # Round-robin over submitters, so that one who drops thousands does not keep others out.
         turns = [
             (turn, at, n) for own in ready.values() for turn, (at, n) in enumerate(sorted(own))
@@ -115,6 +118,13 @@ class DropBox:
         ordered = [name for _, _, name in sorted(turns)]
         self._ready = deque(ordered[limit:])
         return ordered[:limit]
+
+    def _judge_unseen(self) -> None:
+        """Leave alone what can't be looked at; where nothing can, it is the filesystem."""
+        if len(self._unseen) > 1 and not self._files:
+            raise next(iter(self._unseen.values()))
+        for name, error in self._unseen.items():
+            self.skip(name, error.strerror or str(error))
 
     def _rest(self, limit: int, now: float) -> list[str]:
         """Return more of what the last listing showed, each looked at again."""
@@ -209,8 +219,10 @@ class DropBox:
     def _look(self, name: str, now: float) -> _File | None:
         try:
             info = os.lstat(self.directory / name)
-        except OSError:
+        except OSError as e:
             self._files.pop(name, None)
+            if not isinstance(e, FileNotFoundError):
+                self._unseen[name] = e
             return None
         signature, file = _signature(info), self._files.get(name)
         if file is None:

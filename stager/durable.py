@@ -42,6 +42,8 @@ NETWORK_FILESYSTEMS = frozenset(
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 STALE_PAUSES = (0.0, 0.01, 0.1)
 """Seconds between looks at a name whose cached file is gone from the server."""
+PASSING = _FULL | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EROFS}
+"""Errors that go away by themselves, or when somebody mends the filesystem or makes room."""
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
@@ -61,6 +63,16 @@ def storage() -> Iterator[None]:
         raise kind(f"{e.strerror or e}{where}") from e
 
 
+@contextmanager
+def _at(path: Path) -> Iterator[None]:
+    """Have an error tell the path also where the call knew only a descriptor, or tells none."""
+    try:
+        yield
+    except OSError as e:
+        e.filename = e.filename or str(path)
+        raise
+
+
 def listing(directory: Path, *, touch: bool = True) -> list[str]:
     """List a directory anew; `touch` it first where the answer decides something.
 
@@ -68,8 +80,15 @@ def listing(directory: Path, *, touch: bool = True) -> list[str]:
     listing can be minutes old; a change of one's own (the touch) makes the client ask again.
     """
     if touch:
-        os.utime(directory)
-    return os.listdir(directory)
+        set_time(directory)
+    with _at(directory):
+        return os.listdir(directory)
+
+
+def set_time(path: Path) -> None:
+    """Set the time of a file or directory to the file server's now."""
+    with _at(path):
+        os.utime(path)
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
@@ -80,17 +99,42 @@ def write_new(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) 
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
-            os.fchmod(fd, mode)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            if sync:
-                os.fsync(fd)
+            with _at(path):
+                os.fchmod(fd, mode)
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                if sync:
+                    os.fsync(fd)
         finally:
             os.close(fd)
     except OSError:
         discard(path)
         raise
+
+
+def replace(new: Path, target: Path, data: bytes) -> None:
+    """Have `data` under a name of ours, for show: not synced, and whole; `new` is used once."""
+    write_new(new, data, sync=False)
+    try:
+        os.rename(new, target)
+    except OSError:
+        discard(new)
+        raise
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Write over a file of ours in place, where a full disk lets us; never raises.
+
+    Whoever reads meanwhile may find a mixture.
+    """
+    with suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, data, 0)
+            os.ftruncate(fd, len(data))
+        finally:
+            os.close(fd)
 
 
 def discard(path: Path) -> None:
@@ -109,7 +153,9 @@ def move(source: Path, target: Path) -> bool:
     except OSError as e:
         if target.name in listing(target.parent):
             return True
-        if e.errno in {errno.ENOENT, errno.ESTALE}:
+        # A stale handle of the directory is no proof that somebody else was faster.
+        stale = e.errno == errno.ESTALE and source.name not in listing(source.parent)
+        if e.errno == errno.ENOENT or stale:
             return False
         raise
     return True
@@ -162,7 +208,8 @@ def sync_dir(path: Path) -> None:
     """Make the names in a directory durable (on NFS they already are: the call costs nothing)."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        with _at(path):
+            os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -209,7 +256,7 @@ def read_file(path: Path, limit: int = 1 << 20) -> bytes:
 
 def _read(path: Path, limit: int) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(fd, "rb") as f:
+    with os.fdopen(fd, "rb") as f, _at(path):
         return f.read(limit)
 
 

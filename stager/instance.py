@@ -238,6 +238,6 @@ class Heart:
     def _confirmed(self) -> None:
         self._last_beat = time.clock_gettime(time.CLOCK_BOOTTIME)
         before = time.monotonic_ns()
-        os.utime(self._path(self.count))
+        durable.set_time(self._path(self.count))
         server = os.stat(self._path(self.count)).st_ctime_ns
         self._server = _Server(server - (before + time.monotonic_ns()) // 2, known=True)

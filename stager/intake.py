@@ -21,6 +21,8 @@ from stager.spool import STALE_OPEN_SECONDS, Dropped, NotClaimable, StaleOpen
 
 log = structlog.get_logger()
 
+UNREAD_SECONDS = 5
+
 
 @dataclass(slots=True)
 class Tally:
@@ -45,6 +47,9 @@ class Intake:
     tools: Tools
     dropbox: DropBox
     tally: Tally = field(default_factory=Tally)
+    unread: dict[str, str] = field(default_factory=dict)
+    """The requests that could not be read since one could, and why."""
+    _said: set[str] = field(default_factory=set)
 
     def dropped(self, limit: int) -> Iterator[Case]:
         """Claim up to `limit` settled files; yield those that need a worker."""
@@ -109,14 +114,11 @@ class Intake:
             spool.drop(claim)
             return None
         except (StaleOpen, OSError) as e:
-            # Something about this file: a stale name, somebody's lease on it, a bad sector. It is
-            # looked at again later; if it is the filesystem, the move says so.
-            due = self.tools.heart.server_now() + STALE_OPEN_SECONDS
-            spool.put_back(claim, PRIORITIES["normal"], due, uid, claim.a)
-            log.warning(f"can't read a request now: {e}", request_id=claim.request_id)
+            self._read_later(claim, uid, e)
             return None
         except RequestError as e:
             return Case(claim, Dropped(b"", uid), error=e)
+        self.unread.clear()
         case = Case(claim, dropped)
         try:
             case.request = parse_request(dropped.data, self._rules(dropped.uid))
@@ -126,6 +128,21 @@ class Intake:
             log.exception("a fault of ours", request_id=claim.request_id)
             case.error = Internal("a fault in watcherd while the request was read")
         return case
+
+    def _read_later(self, claim: Claim, uid: int, error: StaleOpen | OSError) -> None:
+        """Let a request wait that can't be read now.
+
+        It may be something about this file: a stale name, somebody's lease on it, a bad sector.
+        That is said of it; where several and no others can't be read, it is the filesystem, and
+        `unread` tells.
+        """
+        wait = STALE_OPEN_SECONDS if isinstance(error, StaleOpen) else UNREAD_SECONDS
+        due = self.tools.heart.server_now() + wait
+        self.tools.spool.put_back(claim, PRIORITIES["normal"], due, uid, claim.a)
+        if not self.unread and claim.id not in self._said:
+            self._said.add(claim.id)
+            log.warning(f"can't read a request now: {error}", request_id=claim.request_id)
+        self.unread[claim.id] = str(error)
 
     def _rules(self, uid: int) -> Rules:
         """Return what a submitter may ask for: the daemon's user and root may always force."""

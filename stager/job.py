@@ -178,6 +178,8 @@ def settle(tools: Tools, case: Case, error: StagerError) -> None:
             tools.spool.drop(case.claim)
     except StagerError as e:
         # The claim stays where it is: whoever scans active/ next takes it up again.
+        if error.then is not Then.DEFER:
+            tools.spool.uncount(case.claim, case.starts_before)
         tools.spool.drop(case.claim)
         if e.then is not Then.DROP:
             case.error = e

@@ -48,6 +48,8 @@ class Locks:
     def __init__(self, paths: Paths, heart: Heart) -> None:
         self.paths, self.heart = paths, heart
         self._held: set[str] = set()
+        self._left: set[str] = set()
+        """Builds whose token could not be given back."""
         self._lock = threading.Lock()
 
     def busy(self, key: str) -> str:
@@ -102,6 +104,23 @@ class Locks:
                     self.take(key).release()
                     freed += 1
         return freed
+
+    def free_the_left(self) -> None:
+        """Free the tokens of ours that could not be released when their work had ended."""
+        for key in sorted(self._left):
+            with self._lock:
+                self._left.discard(key)
+            try:
+                with suppress(BuildBusy, TakenOver):
+                    self.take(key).release()
+            except OSError:
+                self.leave(key)
+                raise
+
+    def leave(self, key: str) -> None:
+        """Remember that a build's token could not be given back."""
+        with self._lock:
+            self._left.add(key)
 
     def forget(self, token: Token) -> None:
         """Stop holding a token."""
@@ -211,13 +230,16 @@ class Work:
             durable.remove_tree(self.dir)
 
     def release(self) -> None:
-        """Remove the work directory and free the token; what fails is healed by the next taker."""
+        """Remove the work directory and free the token; what fails is tried again later.
+
+        By us (`free_the_left`), or by the next taker.
+        """
         room = self.paths.locks / self.key
         try:
             self.close()
             durable.move(room / str(self.token), room / str(Token(self.token.n + 1)))
         except OSError:
-            pass
+            self.locks.leave(self.key)
         finally:
             self.locks.forget(self.token)
 

@@ -157,7 +157,7 @@ class Marker:
 
     def _touch(self, build: Build, image: str) -> bool:
         try:
-            os.utime(self.paths.sidecar(build.key, image))
+            durable.set_time(self.paths.sidecar(build.key, image))
         except FileNotFoundError:
             return False
         return True

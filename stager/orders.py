@@ -86,32 +86,44 @@ def read_answer(paths: Paths, name: str, uid: int) -> Answer | None:
         return None
 
 
-def received(paths: Paths, without: set[str]) -> tuple[list[Received], list[str]]:
-    """Return the orders in control/ (some, if they are many), and the names of what is none."""
+def received(
+    paths: Paths, without: set[str]
+) -> tuple[list[Received], list[str], dict[str, OSError]]:
+    """Return the orders in control/ (some, if they are many), and the names of what is none.
+
+    And what can't be read for now, with the reason.
+    """
     good: list[Received] = []
     bad: list[str] = []
+    unread: dict[str, OSError] = {}
     names = [n for n in durable.listing(paths.control) if n.endswith(".order") and n[0] != "."]
     for name in itertools.islice((n for n in names if n not in without), AT_ONCE):
         if not _NAME.fullmatch(name):
             bad.append(name)
             continue
-        order = _read(paths.control / name)
+        try:
+            order = _read(paths.control / name)
+        except OSError as e:
+            unread[name] = e
+            continue
         if isinstance(order, Received):
             good.append(order)
         elif order is not None:
             bad.append(name)
-    return good, bad
+    return good, bad, unread
 
 
 def _read(path: Path) -> Received | str | None:
-    """Read an order; its name if it is none, None if it is gone."""
+    """Read an order; its name if it is none, None if it is gone; OSError: not readable now."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return path.name
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    except OSError:
+    except OSError as e:
+        if e.errno in durable.PASSING:
+            raise
         return path.name
     with os.fdopen(fd, "rb") as f:
         info, data = os.fstat(fd), f.read(MAX_BYTES + 1)
@@ -146,7 +158,12 @@ def read_taken(path: Path) -> Received | None:
     item = _read(path)
     if not isinstance(item, Received):
         return None
-    return replace(item, file=".".join(path.name.split(".")[2:]))
+    return replace(item, file=file_of(path))
+
+
+def file_of(path: Path) -> str:
+    """Return the name that a taken order had in control/."""
+    return ".".join(path.name.split(".")[2:])
 
 
 def answer(paths: Paths, inst: str, file: str, reply: Answer) -> None:

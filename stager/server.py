@@ -16,7 +16,14 @@ from stager.clerk import Clerk
 from stager.config import Config
 from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
-from stager.errors import MachineFault, NoSpace, NotNow, SetupError, StorageError
+from stager.errors import (
+    CredentialsRefused,
+    MachineFault,
+    NoSpace,
+    NotNow,
+    SetupError,
+    StorageError,
+)
 from stager.finish import finish
 from stager.hook import Hook
 from stager.instance import Buried, Heart
@@ -57,6 +64,8 @@ class Server:
         self.keeper = Keeper()
         self.buried = False
         self.fault: str | None = None
+        self._is_said = False
+        self._no_beat = ""
         self.paused = False
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -102,6 +111,9 @@ class Server:
                 self.dispatcher.turn(claim=not self.paused)
                 self.spool.touch_published()
                 self._publish_status()
+            if trouble := self._no_beat or self.dispatcher.unread() or self.clerk.trouble():
+                self._say_fault(trouble)
+                return
         except (MachineFault, SetupError, NotNow) as e:
             self._say_fault(str(e))
         except Buried:
@@ -110,9 +122,14 @@ class Server:
             log.exception("a fault of ours in the daemon's loop")
             self.fault = self.fault or "a fault in watcherd; see the log"
         else:
-            if self.fault:
+            if self._is_said:
                 log.info("the spool answers again")
-            self.fault = None
+            if self.fault:
+                self._next_status = 0.0
+            self.fault, self._is_said = None, False
+            self.dispatcher.spool_is_faulty = False
+            with suppress(OSError):
+                self._publish_status()
 
     def wait(self) -> None:
         """Wait for an event, a worker's end, or the time something is due."""
@@ -181,15 +198,26 @@ class Server:
             with durable.storage():
                 self.dispatcher.close()
                 self.spool.touch_last()
-                self._ended.set()
-                self._pulse.join(self.config.heartbeat)
-                status = self.paths.instances / f"{self.heart.inst}.status"
-                durable.discard(status)
+                self._end_pulse()
+                durable.discard(self._status_path)
                 self.heart.leave()
         except (MachineFault, Buried) as e:
             log.warning(f"stopped, but could not sign off: {e}")
+        finally:
+            self._end_pulse()
         self.hook.stop()
         log.info("stopped", good=self.tally.good, bad=self.tally.bad)
+
+    def abandon(self) -> None:
+        """Let go of everything, where the spool did not even let us begin."""
+        self.dispatcher.pool.shutdown()
+        self.watch.disarm()
+        self._end_pulse()
+
+    def _end_pulse(self) -> None:
+        self._ended.set()
+        if self._pulse.is_alive():
+            self._pulse.join(self.config.heartbeat)
 
     def summary(self) -> str:
         """Return one line for the service manager."""
@@ -214,6 +242,7 @@ class Server:
             try:
                 self.heart.beat()
                 self.heart.observe()
+                self._no_beat = ""
             except Buried:
                 if not self._is_our_spool():
                     self.heart.bad_sample()
@@ -222,8 +251,11 @@ class Server:
                 self.dispatcher.stop()
                 self.watch.wake.set()
                 return
-            except OSError:
+            except OSError as e:
                 self.heart.bad_sample()
+                if not self._no_beat:
+                    self.watch.wake.set()
+                self._no_beat = f"no heartbeat, the others may take this machine for dead: {e}"
 
     def _is_our_spool(self) -> bool:
         """Whether our heartbeat file is missed in our own spool, not in another in its place."""
@@ -251,6 +283,7 @@ class Server:
                 log.info("an instance is gone", instance=inst)
                 self._dead.add(inst)
             self._free_tokens()
+            self.locks.free_the_left()
             for path in self.sweeper.sweep():
                 log.info("swept", path=str(path))
             self._keep_order()
@@ -282,25 +315,34 @@ class Server:
 
     def _say_fault(self, fault: str) -> None:
         news, self.fault = self.fault is None, fault
-        if news:
+        hold = self.dispatcher.backlog.hold
+        # One fault is said once, though the loop and the jobs both meet it.
+        held = hold is not None and hold.said and hold.error.code != CredentialsRefused.code
+        if not self._is_said and not held:
             log.error(f"the spool does not work, requests wait: {fault}")
+            self._is_said = self.dispatcher.spool_is_faulty = True
+        if news:
             self._next_status = 0.0
-            with suppress(OSError):
-                self._publish_status()
+        with suppress(OSError):
+            self._publish_status()
+
+    @property
+    def _status_path(self) -> Path:
+        return self.paths.instances / f"{self.heart.inst}.status"
 
     def _publish_status(self) -> None:
         """Tell the other machines' `stager status` what we do; at most once a second."""
         now = time.monotonic()
         if now < self._next_status:
             return
-        self._next_status = now + STATUS_SECONDS
-        tmp = self.paths.tmp / f"{self.heart.inst}.{durable.nonce()}"
-        durable.write_new(tmp, json.dumps(self._status()).encode(), sync=False)
+        target, data = self._status_path, json.dumps(self._status()).encode()
         try:
-            os.rename(tmp, self.paths.instances / f"{self.heart.inst}.status")
+            durable.replace(self.paths.tmp / f"{self.heart.inst}.{durable.nonce()}", target, data)
         except OSError:
-            durable.discard(tmp)
+            # Where nothing new can be made, what is there can still say so.
+            durable.overwrite(target, data)
             raise
+        self._next_status = now + STATUS_SECONDS
 
     def _status(self) -> dict[str, Any]:
         backlog = self.dispatcher.backlog

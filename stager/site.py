@@ -20,8 +20,6 @@ from stager.errors import NotNow, SetupError
 from stager.layout import Paths
 
 VERSION = 1
-PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
-"""Errors that go away by themselves, or when somebody makes room."""
 OPEN_MODE = 0o1777
 GROUP_MODE = 0o3770
 
@@ -57,7 +55,7 @@ class Layout:
                 f"no {path}: the filesystem is not mounted, or nothing was set up; {run}"
             ) from None
         except OSError as e:
-            kind = NotNow if e.errno in PASSING else SetupError
+            kind = NotNow if e.errno in durable.PASSING else SetupError
             raise kind(f"can't read {path}: {e.strerror}") from None
         except (yaml.YAMLError, KeyError, TypeError, ValueError):
             raise SetupError(f"{path} is not a layout file; {run} in a new place") from None
@@ -166,7 +164,7 @@ def _probe(source: Path, target: Path, what: str) -> None:
         os.link(first, second)
         os.rename(second, there)
     except OSError as e:
-        if e.errno in PASSING:
+        if e.errno in durable.PASSING:
             raise NotNow(f"{what}: {e.strerror} ({e.filename})") from None
         raise SetupError(
             f"{what}: {e.strerror} ({e.filename}): {_way_out(e, source, target)}"

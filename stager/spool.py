@@ -52,6 +52,8 @@ class Spool:
         self._held: set[str] = set()
         self._lock = threading.Lock()
         self._published: dict[Path, float] = {}
+        self._starts: dict[str, int] = {}
+        """The starts that count of claims which a fault kept from being put back."""
 
     # -- claiming ------------------------------------------------------------------------------
 
@@ -112,8 +114,15 @@ class Spool:
         """Claim what a dead instance (or a lost reply of ours) left in active/."""
         if claim.g == 0:
             return self.accept(claim)
-        mine = claim.next(self.heart.inst, nonce())
-        return mine if self._move(self._active(claim), self.paths.active, mine) else None
+        mine = replace(claim.next(self.heart.inst, nonce()), a=self._starts.get(claim.id, claim.a))
+        if not self._move(self._active(claim), self.paths.active, mine):
+            return None
+        self._starts.pop(claim.id, None)
+        return mine
+
+    def uncount(self, claim: Claim, starts: int) -> None:
+        """Have a claim of ours count so many starts when it is adopted: a fault ended its work."""
+        self._starts[claim.id] = starts
 
     def read(self, claim: Claim) -> Dropped:
         """Read an accepted claim; raise RequestError for what can't be a request file."""
@@ -147,7 +156,7 @@ class Spool:
         """On NFS a cached name can open the file that was there before: ask a fresh listing."""
         if not self.nfs:
             return
-        os.utime(self.paths.active)
+        durable.set_time(self.paths.active)
         with os.scandir(self.paths.active) as entries:
             inodes = {entry.name: entry.inode() for entry in entries}
         if inodes.get(str(claim)) != inode:
@@ -222,8 +231,8 @@ class Spool:
         """
         for directory, since in list(self._published.items()):
             if time.monotonic() - since > TICK_SECONDS:
+                durable.set_time(directory)
                 self._published.pop(directory, None)
-                os.utime(directory)
 
     def touch_last(self) -> None:
         """Touch what is left to touch, before the end."""

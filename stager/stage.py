@@ -150,7 +150,8 @@ class Staging:
             return
         self.heart.confirm()
         visible = self.marker.image_path(self.build, image)
-        durable.make_dirs(visible.parent, self.marker.paths.static)
+        # Below images/, which must be there: a mount point that lost its filesystem stays empty.
+        durable.make_dirs(visible.parent, self.marker.paths.images)
         if durable.link(file, visible):
             durable.sync_dir(visible.parent)
         else:

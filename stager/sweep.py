@@ -62,7 +62,8 @@ class Sweeper:
     def _tmp(self, directory: Path, living: set[str]) -> Iterator[Path]:
         for name in durable.listing(directory):
             m = _OWN.fullmatch(name)
-            if not m or m["inst"] not in living:
+            # Ours too: they live for a moment, or could not be removed.
+            if not m or m["inst"] not in living or m["inst"] == self.heart.inst:
                 yield directory / name
 
     def _work(self, living: set[str]) -> Iterator[Path]:

@@ -134,7 +134,8 @@ class Watch(FileSystemEventHandler):
         if not kind or not name:
             return
         if self.orders is not None and directory == str(self.orders):
-            if name.endswith(".order") and kind != "read":
+            # Not for our own look at an order, which is an event as well.
+            if name.endswith(".order") and kind not in {"opened", "read"}:
                 self.wake.set()
         elif self._note(kind, name):
             self.wake.set()
