@@ -133,13 +133,13 @@ class Intake:
         """Let a request wait that can't be read now.
 
         It may be something about this file: a stale name, somebody's lease on it, a bad sector.
-        That is said of it; where several and no others can't be read, it is the filesystem, and
-        `unread` tells.
+        That is said of it when it can't be read twice. Where several and no others can't be read,
+        it is the filesystem, and `unread` tells.
         """
         wait = STALE_OPEN_SECONDS if isinstance(error, StaleOpen) else UNREAD_SECONDS
         due = self.tools.heart.server_now() + wait
         self.tools.spool.put_back(claim, PRIORITIES["normal"], due, uid, claim.a)
-        if not self.unread and claim.id not in self._said:
+        if [*self.unread] == [claim.id] and claim.id not in self._said:
             self._said.add(claim.id)
             log.warning(f"can't read a request now: {error}", request_id=claim.request_id)
         self.unread[claim.id] = str(error)

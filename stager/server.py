@@ -41,6 +41,8 @@ from stager.watch import Wake, Watch
 log = structlog.get_logger()
 
 STATUS_SECONDS = 1.0
+WELL_SECONDS = 1.0
+"""So long all must go well before it is said that the spool works again."""
 MOST_IN_STATUS = 200
 KEYS_AT_ONCE = 100
 
@@ -65,7 +67,8 @@ class Server:
         self.buried = False
         self.fault: str | None = None
         self._is_said = False
-        self._no_beat = ""
+        self._no_beat, self._last_bad = "", 0.0
+        self._told: tuple[str | None, str] = None, ""
         self.paused = False
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -122,10 +125,10 @@ class Server:
             log.exception("a fault of ours in the daemon's loop")
             self.fault = self.fault or "a fault in watcherd; see the log"
         else:
+            if time.monotonic() - self._last_bad < WELL_SECONDS:
+                return
             if self._is_said:
                 log.info("the spool answers again")
-            if self.fault:
-                self._next_status = 0.0
             self.fault, self._is_said = None, False
             self.dispatcher.spool_is_faulty = False
             with suppress(OSError):
@@ -314,15 +317,13 @@ class Server:
         return [n for n in self.dropbox.seen if n not in self.dropbox.settling()[1]]
 
     def _say_fault(self, fault: str) -> None:
-        news, self.fault = self.fault is None, fault
+        self.fault, self._last_bad = fault, time.monotonic()
         hold = self.dispatcher.backlog.hold
         # One fault is said once, though the loop and the jobs both meet it.
         held = hold is not None and hold.said and hold.error.code != CredentialsRefused.code
         if not self._is_said and not held:
             log.error(f"the spool does not work, requests wait: {fault}")
             self._is_said = self.dispatcher.spool_is_faulty = True
-        if news:
-            self._next_status = 0.0
         with suppress(OSError):
             self._publish_status()
 
@@ -331,9 +332,10 @@ class Server:
         return self.paths.instances / f"{self.heart.inst}.status"
 
     def _publish_status(self) -> None:
-        """Tell the other machines' `stager status` what we do; at most once a second."""
-        now = time.monotonic()
-        if now < self._next_status:
+        """Tell the other machines' `stager status` what we do: once a second, a fault at once."""
+        now, hold = time.monotonic(), self.dispatcher.backlog.hold
+        told = self.fault, hold.error.message if hold else ""
+        if now < self._next_status and told == self._told:
             return
         target, data = self._status_path, json.dumps(self._status()).encode()
         try:
@@ -342,7 +344,7 @@ class Server:
             # Where nothing new can be made, what is there can still say so.
             durable.overwrite(target, data)
             raise
-        self._next_status = now + STATUS_SECONDS
+        self._next_status, self._told = now + STATUS_SECONDS, told
 
     def _status(self) -> dict[str, Any]:
         backlog = self.dispatcher.backlog
