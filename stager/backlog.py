@@ -200,10 +200,14 @@ class Backlog:
         hold = self.hold
         return hold is None or (not hold.probing and self._clock() >= hold.next_probe)
 
-    def put_off_probe(self) -> None:
-        """Try again later: the last probe said nothing good about the fault."""
+    def put_off_probe(self, *, at_once: bool = False) -> None:
+        """Try again later: the last probe said nothing good about the fault.
+
+        `at_once`: nor anything bad.
+        """
         if self.hold:
-            self.hold.probing, self.hold.next_probe = False, self._clock() + self.hold.seconds
+            seconds = 0.0 if at_once else self.hold.seconds
+            self.hold.probing, self.hold.next_probe = False, self._clock() + seconds
 
     def next_wake(self, server_now: float) -> float:
         """Return the seconds until something here may be due, since the last look."""

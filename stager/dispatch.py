@@ -275,7 +275,8 @@ class Dispatcher:
         if hold.error.code == CredentialsRefused.code:
             proved = case.archive is not None or isinstance(case.error, ArchiveMissing)
         if not proved:
-            self.backlog.put_off_probe()
+            # What could be answered all the same need not keep the others waiting.
+            self.backlog.put_off_probe(at_once=case.is_answered)
             return
         self.backlog.went_well(case.request.build.key)
         seconds = round(time.monotonic() - hold.since)

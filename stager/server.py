@@ -118,7 +118,7 @@ class Server:
                 self._say_fault(trouble)
                 return
         except (MachineFault, SetupError, NotNow) as e:
-            self._say_fault(str(e))
+            self._say_fault(self._what_is_wrong() or str(e))
         except Buried:
             self.buried = self._is_our_spool()
         except Exception:
@@ -262,11 +262,15 @@ class Server:
 
     def _is_our_spool(self) -> bool:
         """Whether our heartbeat file is missed in our own spool, not in another in its place."""
+        return not self._what_is_wrong()
+
+    def _what_is_wrong(self) -> str:
+        """Say what is wrong with the set of directories; empty: nothing."""
         try:
             site.check(self.config)
-        except (SetupError, NotNow):
-            return False
-        return True
+        except (SetupError, NotNow) as e:
+            return str(e)
+        return ""
 
     def _rescan(self) -> None:
         """Look at what no event tells: the directories, the dead, unfinished answers, leftovers."""
@@ -341,8 +345,9 @@ class Server:
         try:
             durable.replace(self.paths.tmp / f"{self.heart.inst}.{durable.nonce()}", target, data)
         except OSError:
-            # Where nothing new can be made, what is there can still say so.
-            durable.overwrite(target, data)
+            # Where nothing new can be made, what is there can still say so, in few bytes.
+            few = self._status() | {"reasons": {}, "active": {}, "unclaimable": {}}
+            durable.overwrite(target, json.dumps(few).encode())
             raise
         self._next_status, self._told = now + STATUS_SECONDS, told
 

@@ -64,10 +64,16 @@ class Spool:
         try:
             taken = self._move(self.paths.requests / name, self.paths.active, claim)
         except OSError as e:
-            if e.errno in {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENAMETOOLONG}:
+            odd = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENAMETOOLONG}
+            if e.errno in odd and self._may_move():
                 raise NotClaimable(e.strerror) from None
             raise
         return self.accept(claim) if taken else None
+
+    def _may_move(self) -> bool:
+        """Whether the directories let us claim, so that it is the entry that does not."""
+        rooms = (self.paths.requests, self.paths.active)
+        return all(os.access(room, os.W_OK | os.X_OK, effective_ids=True) for room in rooms)
 
     def accept(self, claim: Claim) -> Claim | None:
         """Give a fresh claim its id and final name. Content is read from accepted names only.

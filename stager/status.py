@@ -51,6 +51,8 @@ def take(paths: Paths, alive_within: float = 0.0) -> Snapshot:
     views = {i["name"]: i for i in snapshot.instances}
     reasons = {k: v for i in snapshot.instances for k, v in i.pop("reasons").items()}
     progress = {k: v for i in snapshot.instances for k, v in i.pop("active").items()}
+    if any(instance["here"] for instance in snapshot.instances):
+        _read_only(paths, snapshot)
     now = time.time()
     for name in durable.listing(paths.spool, touch=False):
         if name == "paused" or name.startswith("paused."):
@@ -73,6 +75,14 @@ def take(paths: Paths, alive_within: float = 0.0) -> Snapshot:
         entries.sort(key=lambda entry: -entry["age"])
         del entries[:-MOST]
     return snapshot
+
+
+def _read_only(paths: Paths, snapshot: Snapshot) -> None:
+    """Say it where the daemon of this machine can't write, not even what its fault is."""
+    for path in (paths.spool, paths.static, paths.results):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            fault = {"code": "storage_error", "message": f"{path} is mounted read-only"}
+            snapshot.faults.append({"host": Identity.mine().host, **fault})
 
 
 def _age(arrived_ns: int, now: float) -> float:
@@ -128,6 +138,7 @@ def _instances(paths: Paths, snapshot: Snapshot, alive_within: float) -> None:
             data = {}
         entry = {"name": inst, "host": data.get("host", inst), "mode": data.get("mode", "")}
         entry |= {"alive": inst in here or inst in moved, "scanned": data.get("scanned")}
+        entry["here"] = inst in here
         entry |= {"reasons": data.get("reasons", {}), "active": data.get("active", {})}
         snapshot.instances.append(entry)
         snapshot.unclaimable |= data.get("unclaimable", {})
