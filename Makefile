@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo test test-crash schema lint format clean check-python
+.PHONY: demo test test-faults test-crash schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -43,6 +43,8 @@ schema: $(BIN)/.runtime
 
 test-crash: $(BIN)/.debian
 	@PYTHONPATH=.:tests $(BIN)/python tests/crash/report.py
+test-faults: $(BIN)/.debian
+	@FAULTS=full $(BIN)/python -m pytest -q tests/faults
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .

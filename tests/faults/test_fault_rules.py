@@ -1,0 +1,118 @@
+"""What each room does where a call fails: the small rules behind promise 8."""
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from lab import Lab, until
+
+from stager import durable
+from stager.backlog import Backlog
+from stager.dropbox import DropBox
+from stager.errors import StorageError
+from stager.sweep import Sweeper
+
+
+def test_a_stale_handle_is_no_proof_that_somebody_was_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*_: object) -> NoReturn:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "rename", stale)
+    source = tmp_path / "source"
+    source.touch()
+    with pytest.raises(OSError, match="Stale"):
+        durable.move(source, tmp_path / "target")
+    source.unlink()
+    assert durable.move(source, tmp_path / "target") is False
+
+
+def test_an_error_tells_the_path_where_the_call_had_only_a_descriptor(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as told:
+        durable.write_new(Path("/dev/full"), b"x")
+    assert told.value.errno == errno.EEXIST
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(StorageError, match="gone"), durable.storage():
+        durable.listing(tmp_path / "gone")
+
+
+def test_a_claim_that_a_fault_kept_from_being_put_back_counts_no_start(lab: Lab) -> None:
+    spool = lab.peer().spool
+    lab.drop("one")
+    claim = spool.take("one.yaml")
+    assert claim is not None
+    started = spool.start(claim)
+    assert started.a == 1
+    spool.uncount(started, claim.a)
+    spool.drop(started)
+    adopted = spool.take_over(started)
+    assert adopted is not None
+    assert adopted.a == 0
+
+
+def test_a_probe_that_was_answered_keeps_nobody_waiting_for_the_next() -> None:
+    backlog = Backlog(lambda: 0.0)
+    backlog.met_fault("build", StorageError("away"), is_probe=False)
+    assert not backlog.may_start()
+    backlog.put_off_probe()
+    assert not backlog.may_start()
+    backlog.put_off_probe(at_once=True)
+    assert backlog.may_start()
+
+
+def test_of_the_drop_box_one_bad_entry_is_left_alone_and_several_are_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lstat, bad = os.lstat, {"a.yaml"}
+
+    def sick(path: Path) -> os.stat_result:
+        if os.path.basename(path) in bad:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return lstat(path)
+
+    box = DropBox(tmp_path, 0.0)
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text("x\n")
+    monkeypatch.setattr(os, "lstat", sick)
+    assert box.settled(9) == ["b.yaml"]
+    assert box.unclaimable() == {"a.yaml": "Input/output error"}
+    box = DropBox(tmp_path, 0.0)
+    bad.add("b.yaml")
+    with pytest.raises(OSError, match="Input/output error"):
+        box.settled(9)
+    bad.clear()
+    assert sorted(box.settled(9)) == ["a.yaml", "b.yaml"]
+
+
+def test_what_we_could_not_remove_ourselves_is_swept(lab: Lab) -> None:
+    peer = lab.peer()
+    left = peer.spool.paths.tmp / f"{peer.inst}.{durable.nonce()}"
+    left.touch()
+    sweeper = Sweeper(peer.spool.paths, peer.heart)
+    began = time.monotonic()
+    until(lambda: left in sweeper.sweep(), "swept", 10)
+    assert time.monotonic() - began > peer.heart.lease
+    assert not left.exists()
+
+
+def test_a_token_that_could_not_be_given_back_is_freed_later(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks, rename = lab.peer().locks, os.rename
+
+    def sick(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    work = locks.take("key")
+    monkeypatch.setattr(os, "rename", sick)
+    work.release()
+    monkeypatch.setattr(os, "rename", rename)
+    assert max(locks.tokens("key")).inst
+    locks.free_the_left()
+    assert not max(locks.tokens("key")).inst
+    assert os.listdir(locks.paths.work) == []
