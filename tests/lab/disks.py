@@ -57,10 +57,10 @@ class Disk:
         path = self.place / f"ballast-{len(self.ballast)}"
         self.ballast.append(path)
         fs = os.statvfs(self.place)
-        with path.open("wb") as file, suppress_full():
+        with suppress_full(), path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, max(1, fs.f_bavail * fs.f_frsize - leave))
         while not leave:
-            with path.open("ab") as file, suppress_full():
+            with suppress_full(), path.open("ab") as file:
                 file.write(bytes(4096))
                 continue
             break
