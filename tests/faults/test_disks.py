@@ -1,8 +1,8 @@
 """Real filesystems that are full, read-only, shut down, unmounted or closed under a daemon."""
 
-import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -105,6 +105,8 @@ def test_a_full_spool_keeps_its_requests_and_answers_them_when_there_is_room(
         with lab.running() as daemon:
             for number in range(20):
                 (lab.requests / f".{number}").write_text(f"build: {BUILD}\nimages: [test]\n")
+            beats = lab.root / "spool/instances"
+            until(lambda: [*beats.glob("*.status")], "a first status, which can be overwritten")
             spool.fill()
             assert spool.free()[0] == 0
             for number in range(20):
@@ -207,8 +209,9 @@ def test_a_static_tree_unmounted_under_an_image_gets_nothing_into_its_mount_poin
             (static.place / "static/images").mkdir(parents=True)
             cloud.slow(None)
             until(lambda: SPOOL in daemon.log or QUEUE in daemon.log, "said")
-            status = lab.root / "spool/instances" / f"{lab.instances()[0]}.status"
-            until(lambda: not json.loads(status.read_text())["active"], "the worker's end")
+            until(lambda: cloud.sent() >= lab.archive_path().stat().st_size * 0.9, "all fetched")
+            end = time.monotonic() + 2
+            until(lambda: time.monotonic() > end, "time to publish it, were that possible")
             assert os.listdir(static.place / "static") == ["images"]
             assert os.listdir(static.place / "static/images") == []
             run("rm", "-r", static.place / "static")
