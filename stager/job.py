@@ -174,7 +174,10 @@ def settle(tools: Tools, case: Case, error: StagerError) -> None:
                 answer(tools, case)
             elif error.then is not Then.DROP:
                 _wait(tools, case, error)
-            # What was not ours any more may be only the token: then the claim is adopted.
+            else:
+                # It may be only the token that is not ours any more (or its filesystem that is
+                # away): then the claim is adopted, and the start was not the request's fault.
+                tools.spool.uncount(case.claim, case.starts_before)
             tools.spool.drop(case.claim)
     except StagerError as e:
         # The claim stays where it is: whoever scans active/ next takes it up again.
