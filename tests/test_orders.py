@@ -207,7 +207,7 @@ def test_a_retry_whose_taker_died_is_carried_out_once_and_answered(
     meant = "one" if by == "name" else old.request_id
     dead, paths = lab.peer(dead=True), load_config(lab.config, {}).paths
     order = orders.send(paths, Order("retry", (meant,)))
-    [[item], _] = orders.received(paths, set())
+    [[item], *_] = orders.received(paths, set())
     assert orders.take(paths, dead.inst, item)
     if got_to == "its id":
         assert dead.spool.take_again("failed", old)
