@@ -80,8 +80,9 @@ def folder(owner: int | None, filled: bool, path: Path, yard: Yard) -> None:
 def unreadable(path: Path, _: Yard) -> None:
     """Write a file that only its owner may read."""
     path.touch(0o600)
-    os.chown(path, STRANGER, -1)
+    # Given away last: root may not write to others' files in a sticky directory everywhere.
     path.write_bytes(f"- {SECRET}\n".encode())
+    os.chown(path, STRANGER, -1)
 
 
 CONTENTS: dict[str, bytes | str] = {
