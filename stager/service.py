@@ -24,3 +24,11 @@ def notify(*lines: str) -> bool:
 def reloading() -> bool:
     """Say that the configuration is being read again."""
     return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+def watchdog_seconds() -> float:
+    """Return how long systemd goes without a ping before it ends us; 0: for ever."""
+    usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not usec.isdigit() or (pid and pid != str(os.getpid())):
+        return 0.0
+    return int(usec) / 1e6
