@@ -117,6 +117,12 @@ install_config() {
     fi
 }
 
+# The default place only, and only where nothing is: any other may be a mount that is not there now.
+make_base() {
+    [ -z "$DESTDIR" ] && [ ! -e "$base" ] || return 0
+    case $spool in "$base"/*) install -d -o stager -g stager "$base" ;; esac
+}
+
 # The mount unit that a directory is on, or will be by fstab; nothing for the root filesystem.
 mount_unit() {
     point=$1
@@ -207,6 +213,7 @@ install)
     find_paths
     find_user
     install_config
+    make_base
     install_units
     install_extras
     switch_program
@@ -215,7 +222,7 @@ install)
     say "installed; the user stager is uid $(id -u stager) (on all machines of a spool: STAGER_UID=)"
     systemctl -q is-active "$unit.service" 2>/dev/null || cat <<END
 next:  edit $config      (spool, static, results, archive)
-       sudo -u stager stager init --config $config
+       sudo -u stager stager init${INSTANCE:+ --config $config}
        systemctl enable --now $unit
 END
     ;;
