@@ -20,7 +20,7 @@ class Sign:
     thread_id: int = 0
 
     def step(self) -> None:
-        """Get on; by the thread itself."""
+        """Get on; by the very thread that is watched."""
         self.steps += 1
         self.rests_until = 0.0
         self.thread_id = threading.get_native_id()
@@ -47,7 +47,7 @@ class Progress:
 
     def check(self) -> None:
         """Raise where the work should end: at every safe point."""
-        self.sign.step()
+        self.sign.steps += 1
         if self.cancelled_by:
             raise Cancelled(f"cancelled by {self.cancelled_by}")
         if time.monotonic() >= self.deadline:

@@ -4,6 +4,8 @@ import os
 import socket
 import time
 
+SEND_SECONDS = 5.0
+
 
 def notify(*lines: str) -> bool:
     """Send lines such as READY=1 to systemd; False where nobody listens."""
@@ -13,6 +15,8 @@ def notify(*lines: str) -> bool:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+        # A manager that does not listen must not stop the daemon.
+        s.settimeout(SEND_SECONDS)
         try:
             s.connect(address)
             s.sendall("\n".join(lines).encode())

@@ -8,7 +8,6 @@ import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from typing import Any
 
 import yaml
 from archives import make_archive, make_image
+from cloud import Cloud
+
 from lab import BUILD, FILES, ROOT, until
 
 LIFE_SECONDS = 900
@@ -106,6 +107,23 @@ class Machine:
         make_archive(path, images=images)
         return path
 
+    @contextmanager
+    def cloud(self) -> Iterator[Cloud]:
+        """Have a Cloud Storage in its network, with one build, whose answers crawl."""
+        with self.network(), Cloud() as cloud:
+            bucket, _, rest = BUILD.removeprefix("gs://").partition("/")
+            cloud.put(bucket, f"{rest}/image.zip", self.archive())
+            cloud.slow(20_000)
+            yield cloud
+
+    @staticmethod
+    def reading(cloud: Cloud) -> dict[str, Any]:
+        """Return the settings of a service that reads from there."""
+        return {
+            "unit": f"Environment=STORAGE_EMULATOR_HOST={cloud.url}\n",
+            "archive": {"source": "gcs", "connections": "1"},
+        }
+
     # -- watcherd ------------------------------------------------------------------------------
 
     def deliver(self) -> None:
@@ -140,6 +158,18 @@ class Machine:
         self.run("install", "-d", "-o", user, str(made.inside))
         self.run("runuser", "-u", "stager", "--", "stager", "init", "--config", made.config)
         return made
+
+    def disk(self, service: "Service") -> str:
+        """Move a service's directories to a filesystem of their own; return its mount unit."""
+        image, unit = f"/srv/{service.name}.img", f"srv-watcherd-{service.name}.mount"
+        self.run("mke2fs", "-q", "-t", "ext4", "-d", str(service.inside), image, "48M")
+        self.run("sh", "-c", f"rm -r {service.inside}/*")
+        self.write(
+            f"/run/systemd/system/{unit}",
+            f"[Mount]\nWhat={image}\nWhere={service.inside}\nType=ext4\nOptions=loop\n",
+        )
+        self.systemctl("daemon-reload")
+        return unit
 
 
 @dataclass
@@ -232,10 +262,9 @@ class Service:
         return sorted(os.listdir(self.base / "spool" / room))
 
 
-def threads(host_pid: int) -> dict[str, int]:
-    """Return the names of a Python process' threads, in the order of their making."""
-    tids = sorted(int(tid) for tid in os.listdir(f"/proc/{host_pid}/task"))
-    return {Path(f"/proc/{host_pid}/task/{t}/wchan").read_text() or str(t): t for t in tids}
+def threads(host_pid: int) -> set[int]:
+    """Return the numbers of a process' threads."""
+    return {int(tid) for tid in os.listdir(f"/proc/{host_pid}/task")}
 
 
 @contextmanager
@@ -276,6 +305,3 @@ def installed() -> Iterator[Machine]:
         yield machine
     finally:
         machine.end()
-
-
-__all__ = ["Machine", "Service", "installed", "signal", "stopped_thread", "threads"]

@@ -25,6 +25,7 @@ mount -t proc proc $R/proc; mount -t sysfs sysfs $R/sys; mount -t cgroup2 cgroup
 mount -t tmpfs -o mode=755 tmpfs $R/run; mount -t tmpfs -o mode=755 tmpfs $R/dev; mkdir $R/dev/pts $R/dev/shm
 for d in null zero full random urandom tty fuse; do touch $R/dev/$d; mount --bind /dev/$d $R/dev/$d; done
 mount -t devpts -o newinstance,ptmxmode=666 devpts $R/dev/pts; ln -s pts/ptmx $R/dev/ptmx; ln -s /proc/self/fd $R/dev/fd
+mknod $R/dev/loop-control c 10 237; for n in $(seq 0 63); do mknod $R/dev/loop$n b 7 $n; done
 hostname sdlab; ip link set lo up
 cd $R; mkdir -p .old; mount --make-rprivate /; pivot_root . .old; umount -l /.old; mount --make-rshared /
 echo $pid > $LAB/pid

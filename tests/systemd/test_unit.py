@@ -4,36 +4,14 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from cloud import Cloud
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from lab import BUILD, until
-from lab.machine import Machine, Service
+from lab import until
+from lab.machine import Machine
 
 pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(600)]
-
-
-@contextmanager
-def slow_cloud(machine: Machine, *builds: str) -> Iterator[Cloud]:
-    """Have a Cloud Storage in the machine's network whose answers crawl."""
-    with machine.network(), Cloud() as cloud:
-        for build in builds:
-            path = machine.archive(build)
-            bucket, _, rest = build.removeprefix("gs://").partition("/")
-            cloud.put(bucket, f"{rest}/image.zip", path)
-        cloud.slow(20_000)
-        yield cloud
-
-
-def from_cloud(cloud: Cloud) -> dict[str, object]:
-    return {
-        "unit": f"Environment=STORAGE_EMULATOR_HOST={cloud.url}\n",
-        "archive": {"source": "gcs"},
-    }
 
 
 # -- the files ----------------------------------------------------------------------------------
@@ -95,34 +73,28 @@ def test_what_is_not_right_ends_with_2_and_is_not_tried_again(
 def test_a_mount_comes_first_and_a_late_one_starts_it(machine: Machine) -> None:
     machine.archive()
     service = machine.service("mounted")
-    machine.run("cp", "-a", str(service.inside), "/srv/disk")
-    where = "srv-watcherd-mounted.mount"
-    machine.write(
-        f"/run/systemd/system/{where}",
-        f"[Mount]\nWhat=/srv/disk.away\nWhere={service.inside}\nType=none\nOptions=bind\n",
-    )
-    machine.write(
-        f"/run/systemd/system/{service.unit}.d/60-mount.conf", f"[Install]\nWantedBy={where}\n"
-    )
-    machine.systemctl("daemon-reload")
+    mount = machine.disk(service)
+    service.drop_in(f"[Install]\nWantedBy={mount}\n")
     machine.systemctl("enable", service.unit)
+    machine.run("mv", "/srv/mounted.img", "/srv/away.img")
     machine.run("systemctl", "start", service.unit, check=False)
-    assert service.show("ActiveState") == "inactive"
-    machine.run("mv", "/srv/disk", "/srv/disk.away")
-    machine.systemctl("start", where)
+    assert service.show("ActiveState") == "inactive", service.log()
+    machine.run("mv", "/srv/away.img", "/srv/mounted.img")
+    machine.systemctl("start", mount)
     until(lambda: service.show("ActiveState") == "active", service.log())
-    mounted = machine.systemctl("show", "-p", "ActiveEnterTimestampMonotonic", "--value", where)
-    assert int(mounted) < int(service.show("ExecMainStartTimestampMonotonic"))
+    mounted = machine.systemctl("show", "-p", "ActiveEnterTimestampMonotonic", "--value", mount)
+    assert int(mounted) <= int(service.show("ExecMainStartTimestampMonotonic"))
     assert service.result(service.drop())["state"] == "staged"
     service.stop()
+    machine.systemctl("stop", mount)
 
 
 # -- crash, reload, stop ------------------------------------------------------------------------
 
 
 def test_a_crash_is_started_again_and_the_request_goes_on(machine: Machine) -> None:
-    with slow_cloud(machine, BUILD) as cloud:
-        service = machine.service("crash", **from_cloud(cloud))
+    with machine.cloud() as cloud:
+        service = machine.service("crash", **machine.reading(cloud))
         service.start()
         name = service.drop()
         until(lambda: cloud.hits("media"))
@@ -154,9 +126,9 @@ def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(machine: Machine) -> N
 def test_stopped_in_the_middle_of_a_download_it_gives_the_request_to_another(
     machine: Machine,
 ) -> None:
-    with slow_cloud(machine, BUILD) as cloud:
-        service = machine.service("stop", **from_cloud(cloud))
-        other = machine.service("other", **from_cloud(cloud))
+    with machine.cloud() as cloud:
+        service = machine.service("stop", **machine.reading(cloud))
+        other = machine.service("other", **machine.reading(cloud))
         other.settings |= {k: service.settings[k] for k in ("spool", "static", "results")}
         other.write_config()
         other.drop_in(
@@ -178,9 +150,8 @@ def test_stopped_in_the_middle_of_a_download_it_gives_the_request_to_another(
 
 
 def test_a_key_that_only_root_may_read_is_used(machine: Machine) -> None:
-    with machine.network(), Cloud() as cloud:
-        path = machine.archive()
-        cloud.put("chromeos-image-archive", f"{BUILD.split('/', 3)[3]}/image.zip", path)
+    with machine.cloud() as cloud:
+        cloud.clear_faults()
         cloud.require_token = True
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -188,7 +159,7 @@ def test_a_key_that_only_root_may_read_is_used(machine: Machine) -> None:
                 "token_uri": f"{cloud.url}/token", "private_key_id": "1",
                 "private_key": key.private_bytes(*form).decode()}  # fmt: skip
         machine.write("/etc/stager/key.json", json.dumps(info), 0o600)
-        service = machine.service("key", **from_cloud(cloud))
+        service = machine.service("key", **machine.reading(cloud))
         service.settings["archive"]["credentials"] = "/etc/stager/key.json"
         service.write_config()
         service.start()
