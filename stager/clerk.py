@@ -37,6 +37,8 @@ class Clerk:
         self._rulers = {0, uid}
         self._outcomes: dict[str, dict[str, str]] = {}
         self._ignored: set[str] = set()
+        self._waits: dict[str, str] = {}
+        """Orders that met a fault, which was said."""
         self._known: list[tuple[str, Claim]] | None = None
         self._leftover = True
 
@@ -98,7 +100,9 @@ class Clerk:
         try:
             return call(item)
         except (OSError, StagerError) as e:
-            log.warning(f"an order must wait: {e}", order=item.file)
+            if self._waits.get(item.file) != str(e):
+                log.warning(f"an order must wait: {e}", order=item.file)
+            self._waits[item.file] = str(e)
             self._leftover = True
         except Exception:
             log.exception("a fault of ours, met by an order", order=item.file)
@@ -107,6 +111,7 @@ class Clerk:
 
     def _said(self, item: Received, reply: Answer) -> None:
         self.spool.note_published(self.paths.control)
+        self._waits.pop(item.file, None)
         log.info(
             f"obeyed: {item.order.verb}",
             uid=item.uid,

@@ -247,7 +247,8 @@ class Dispatcher:
         if self.backlog.met_fault(key, error, is_probe=case.is_probe):
             log.error(f"the queue waits: {error.message}", code=error.code, hint=error.hint)
         elif key in self.backlog.suspects and not known:
-            log.error(f"a build waits: {error.message}", build=key, code=error.code)
+            rid = case.claim.request_id
+            log.error(f"a build waits: {error.message}", request_id=rid, build=key, code=error.code)
 
     def _judge_hold(self, case: Case) -> None:
         """Let the queue go on, if this outcome proves that the fault is gone."""

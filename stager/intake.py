@@ -45,6 +45,8 @@ class Intake:
     tools: Tools
     dropbox: DropBox
     tally: Tally = field(default_factory=Tally)
+    unread: set[str] = field(default_factory=set)
+    """Requests that could not be read, which was said; looked at again each minute."""
 
     def dropped(self, limit: int) -> Iterator[Case]:
         """Claim up to `limit` settled files; yield those that need a worker."""
@@ -113,10 +115,13 @@ class Intake:
             # looked at again later; if it is the filesystem, the move says so.
             due = self.tools.heart.server_now() + STALE_OPEN_SECONDS
             spool.put_back(claim, PRIORITIES["normal"], due, uid, claim.a)
-            log.warning(f"can't read a request now: {e}", request_id=claim.request_id)
+            if claim.request_id not in self.unread:
+                log.warning(f"can't read a request now: {e}", request_id=claim.request_id)
+            self.unread.add(claim.request_id)
             return None
         except RequestError as e:
             return Case(claim, Dropped(b"", uid), error=e)
+        self.unread.discard(claim.request_id)
         case = Case(claim, dropped)
         try:
             case.request = parse_request(dropped.data, self._rules(dropped.uid))

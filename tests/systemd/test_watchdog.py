@@ -35,10 +35,10 @@ def test_a_loop_that_stands_still_ends_the_daemon(machine: Machine) -> None:
     service.start()
     with stopped_thread(service.host_pid):
         restarted(service)
-    [entry] = [e for e in service.journal() if "a fault of ours" in e["MESSAGE"]]
-    assert entry["MESSAGE"].startswith("the daemon's loop has stood still for 2 s")
-    assert "watcherd.py:" in entry["MESSAGE"]
-    assert entry["PRIORITY"] == "2"
+    said = [e for e in service.journal() if "the daemon's loop has stood still" in e["MESSAGE"]]
+    assert "watcherd.py:" in said[0]["MESSAGE"]
+    assert said[0]["PRIORITY"] == "2"
+    assert len(said) == 1, said
     service.stop()
 
 
