@@ -85,16 +85,20 @@ print(paths.spool, paths.static, paths.results, sep="\n")' 2>&1) ||
     [ -n "$common" ] || die "spool and results need a common directory above them: $spool, $results"
 }
 
-find_user() {
+check_user() {
+    has=$([ -n "$DESTDIR" ] || id -u stager 2>/dev/null || true)
+    if [ -n "$1" ] && [ -n "$has" ] && [ "$has" != "$1" ]; then
+        die "the user stager is uid $has here, and should be $1: usermod -u $1 stager"
+    fi
+}
+
+install_user() {
     uid=${STAGER_UID:-}
     if [ -z "$uid" ] && [ -e "$DESTDIR$spool/LAYOUT" ]; then
         uid=$(stat -c %u "$DESTDIR$spool/LAYOUT")
         [ "$uid" != 0 ] || uid=
     fi
-    has=$([ -n "$DESTDIR" ] || id -u stager 2>/dev/null || true)
-    if [ -n "$uid" ] && [ -n "$has" ] && [ "$has" != "$uid" ]; then
-        die "the user stager is uid $has here, and should be $uid: usermod -u $uid stager"
-    fi
+    check_user "$uid"
     mkdir -p "$lib/sysusers.d" "$lib/tmpfiles.d"
     sed "s/^u stager -/u stager ${uid:-${has:--}}/" "$source/systemd/sysusers.conf" \
         > "$lib/sysusers.d/watcherd.conf"
@@ -209,9 +213,10 @@ case ${1:-} in
 install)
     [ -n "$DESTDIR" ] || [ "$(id -u)" = 0 ] || die "to be run as root, or with DESTDIR="
     find_python
+    check_user "${STAGER_UID:-}"
     install_program
     find_paths
-    find_user
+    install_user
     install_config
     make_base
     install_units

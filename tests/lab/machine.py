@@ -140,12 +140,14 @@ class Machine:
             check=True, capture_output=True, timeout=300,
         )  # fmt: skip
 
-    def make(self, target: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def make(
+        self, target: str, *, check: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run `make TARGET` in the checkout there: no network, only wheels."""
         words = [f"{key}={value}" for key, value in variables.items()]
         return self.run(
             "make", "-C", f"{self.shared}/source", target, f"WHEELS={self.shared}/wheels", *words,
-            seconds=300,
+            seconds=300, check=check,
         )  # fmt: skip
 
     def service(self, name: str, unit: str = "", **settings: Any) -> "Service":

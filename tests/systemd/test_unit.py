@@ -47,6 +47,22 @@ def test_it_is_started_when_it_watches_and_says_how_it_is(machine: Machine) -> N
     assert service.show("Result") == "success"
 
 
+def test_the_journal_has_one_line_an_event_with_its_level(machine: Machine) -> None:
+    machine.archive()
+    service = machine.service("journal")
+    service.start()
+    good = service.result(service.drop())["request_id"]
+    bad = service.result(service.drop(["factory"]))["request_id"]
+    service.stop()
+    ours = [e for e in service.journal() if e.get("_SYSTEMD_UNIT") == service.unit]
+    said = {rid: [e for e in ours if rid in e["MESSAGE"]] for rid in (good, bad)}
+    assert [e["PRIORITY"] for e in said[good]] == ["6", "6", "6"]
+    assert [e["PRIORITY"] for e in said[bad]] == ["4"]
+    assert "invalid images requested: ['factory']" in said[bad][0]["MESSAGE"]
+    rest = [e["MESSAGE"] for e in ours if e not in said[good] + said[bad]]
+    assert [line.partition("] ")[2].split()[0] for line in rest] == ["watching", "stopped"]
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
