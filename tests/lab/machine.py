@@ -141,7 +141,7 @@ class Machine:
         )  # fmt: skip
 
     def make(
-        self, target: str, *, check: bool = True, **variables: str
+        self, target: str, check: bool = True, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run `make TARGET` in the checkout there: no network, only wheels."""
         words = [f"{key}={value}" for key, value in variables.items()]

@@ -81,7 +81,7 @@ def test_an_upgrade_keeps_what_is_in_flight_and_adds_a_spool_elsewhere(machine: 
         service.start()
         name, pid, before = service.drop(), service.pid, releases(machine)
         until(lambda: cloud.hits("media"))
-        machine.make("install", INSTANCE="b", **where)
+        machine.make("install", INSTANCE="b", check=True, **where)
         assert service.pid != pid
         cloud.clear_faults()
         result = service.result(name)

@@ -86,6 +86,16 @@ def test_what_is_not_right_ends_with_2_and_is_not_tried_again(
     assert "Traceback" not in service.log()
 
 
+def test_directories_that_the_sandbox_keeps_it_from_are_told_with_the_remedy(
+    machine: Machine,
+) -> None:
+    service = machine.service("outside", "ReadWritePaths=\n")
+    machine.run("systemctl", "start", service.unit, check=False)
+    until(lambda: service.show("ActiveState") == "failed")
+    assert service.show("ExecMainStatus") == "2"
+    assert "`make install SPOOL= STATIC= RESULTS=`" in service.log()
+
+
 def test_a_mount_comes_first_and_a_late_one_starts_it(machine: Machine) -> None:
     machine.archive()
     service = machine.service("mounted")
