@@ -11,7 +11,7 @@ from lab import until
 from lab.machine import Machine, Service, stopped_thread, threads
 
 pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(600)]
-WATCHED = "WatchdogSec=2s\nTimeoutAbortSec=2s\n"
+WATCHED = "WatchdogSec=4s\nTimeoutAbortSec=2s\n"
 
 
 def restarted(service: Service) -> None:
@@ -56,7 +56,7 @@ def test_a_worker_that_stands_still_ends_the_daemon_and_its_request_goes_on(
         [worker] = threads(service.host_pid) - before
         with stopped_thread(worker):
             restarted(service)
-        assert "a worker has stood still for 2 s while storage answers" in service.log()
+        assert "a worker has stood still for " in service.log()
         cloud.clear_faults()
         result = service.result(name)
         assert (result["state"], result["attempts"]) == ("staged", "2")
@@ -85,7 +85,7 @@ def test_storage_that_hangs_is_said_and_waited_out_with_the_download(machine: Ma
         with frozen(machine, service):
             said = " does not answer since "
             until(lambda: said in service.show("StatusText"), "the outage is told")
-            over = time.monotonic() + 5 * 2.0
+            over = time.monotonic() + 3 * 4.0
             until(lambda: time.monotonic() > over or service.show("NRestarts") != "0")
             assert (service.show("ActiveState"), service.pid) == ("active", pid)
         until(lambda: said not in service.show("StatusText"), "the end is told")
