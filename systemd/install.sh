@@ -14,7 +14,8 @@ set -eu
 umask 022
 source=$(cd "$(dirname "$0")/.." && pwd)
 PREFIX=${PREFIX:-/usr/local} APPDIR=${APPDIR:-/opt/watcherd} DESTDIR=${DESTDIR:-}
-INSTANCE=${INSTANCE:-} WHEELS=${WHEELS:-}
+INSTANCE=${INSTANCE:-} WHEELS=${WHEELS:-} wanted_uid=${STAGER_UID:-}
+unset STAGER_UID  # else watcherd takes it for a setting
 etc=$DESTDIR/etc/stager
 case $PREFIX in /usr | /usr/local) lib=$DESTDIR$PREFIX/lib ;; *) lib=$DESTDIR/etc ;; esac
 units=$lib/systemd/system share=$DESTDIR$PREFIX/share
@@ -93,7 +94,7 @@ check_user() {
 }
 
 install_user() {
-    uid=${STAGER_UID:-}
+    uid=$wanted_uid
     if [ -z "$uid" ] && [ -e "$DESTDIR$spool/LAYOUT" ]; then
         uid=$(stat -c %u "$DESTDIR$spool/LAYOUT")
         [ "$uid" != 0 ] || uid=
@@ -200,7 +201,7 @@ take_over() {
     for running in $(systemctl list-units --plain --no-legend --state=active 'watcherd.service' \
         'watcherd@*.service' | cut -d' ' -f1); do
         file=$(systemctl show -p Environment --value "$running" | sed 's/.*STAGER_CONFIG=//; s/ .*//')
-        "$APPDIR/bin/watcherd" --check-config --config "$file" >/dev/null ||
+        env -i "$APPDIR/bin/watcherd" --check-config --config "$file" >/dev/null ||
             die "$running goes on with the program it has: mend $file, then systemctl restart $running"
         say "restarting $running"
         systemctl try-restart "$running"
@@ -213,7 +214,7 @@ case ${1:-} in
 install)
     [ -n "$DESTDIR" ] || [ "$(id -u)" = 0 ] || die "to be run as root, or with DESTDIR="
     find_python
-    check_user "${STAGER_UID:-}"
+    check_user "$wanted_uid"
     install_program
     find_paths
     install_user

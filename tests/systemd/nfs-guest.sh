@@ -16,6 +16,7 @@ cp -a "$LAB/root/usr" "$LAB/root/etc" /
 mkdir -p /opt/watcherd && mount --bind "$LAB/root/opt/watcherd" /opt/watcherd
 systemd-sysusers
 nfs_server
+rmdir /srv/export/spool 2>/dev/null || true
 chown stager /srv/export
 mkdir -p /etc/systemd/system/watcherd.service.d
 printf '[Mount]\nWhat=10.9.0.1:/\nWhere=/mnt/lab\nType=nfs\nOptions=vers=4.2,hard,timeo=20\n' > /etc/systemd/system/mnt-lab.mount
