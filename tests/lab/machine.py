@@ -11,10 +11,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from lab import BUILD, FILES, ROOT, until
 LIFE_SECONDS = 900
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CLONE_NEWNET = 0x40000000
-PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 0x4206, 0x4207, 0x40000000
 
 
 class Machine:
@@ -262,38 +260,6 @@ class Service:
     def spool(self, room: str) -> list[str]:
         """List one of the spool's directories."""
         return sorted(os.listdir(self.base / "spool" / room))
-
-
-def threads(host_pid: int) -> set[int]:
-    """Return the numbers of a process' threads."""
-    return {int(tid) for tid in os.listdir(f"/proc/{host_pid}/task")}
-
-
-@contextmanager
-def stopped_thread(tid: int) -> Iterator[None]:
-    """Stop one thread of another process, as a debugger does, until the end of the block."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    is_stopped, end = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        # Only the thread that traces may ask, and what it traces goes on when it ends.
-        assert libc.ptrace(PTRACE_SEIZE, tid, None, None) == 0, os.strerror(ctypes.get_errno())
-        assert libc.ptrace(PTRACE_INTERRUPT, tid, None, None) == 0
-        os.waitpid(tid, WALL)
-        is_stopped.set()
-        while not end.wait(0.05):
-            # A traced thread that was killed must be waited for, else its process stays a zombie.
-            with suppress(ChildProcessError):
-                os.waitpid(tid, WALL | os.WNOHANG)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    try:
-        assert is_stopped.wait(10)
-        yield
-    finally:
-        end.set()
-        holder.join()
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 from lab import until
-from lab.machine import Machine, Service, stopped_thread, threads
+from lab.machine import Machine, Service
+from lab.stopped import stopped_thread, threads
 
 pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(600)]
 WATCHED = "WatchdogSec=4s\nTimeoutAbortSec=2s\n"
