@@ -10,7 +10,7 @@ wait_for() { # SECONDS COMMAND...: until it succeeds
 show() { systemctl show -p "$1" --value watcherd; }
 status_has() { show StatusText | grep -q "$1"; }
 status_lacks() { ! status_has "$1"; }
-ask() { runuser -u nobody -- stager submit "gs://chromeos-image-archive/$1" test --wait --timeout 60 | head -1; }
+ask() { runuser -u nobody -- stager submit "gs://chromeos-image-archive/$1" test --wait --timeout 150 | head -1; }
 
 cp -a "$LAB/root/usr" "$LAB/root/etc" /
 mkdir -p /opt/watcherd && mount --bind "$LAB/root/opt/watcherd" /opt/watcherd

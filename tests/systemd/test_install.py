@@ -73,7 +73,10 @@ def test_an_upgrade_stops_at_a_configuration_that_is_not_good(machine: Machine) 
 
 def test_an_upgrade_keeps_what_is_in_flight_and_adds_a_spool_elsewhere(machine: Machine) -> None:
     machine.run("mkdir", "-p", "/data/b", "/data/c")
-    machine.run("mount", "-t", "tmpfs", "tmpfs", "/data/b")
+    unit = "[Mount]\nWhat=tmpfs\nWhere=/data/b\nType=tmpfs\n"
+    machine.write("/run/systemd/system/data-b.mount", unit)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "data-b.mount")
     machine.run("chown", "stager", "/data/b", "/data/c")
     where = {"SPOOL": "/data/b/spool", "RESULTS": "/data/b/results", "STATIC": "/data/c/static"}
     with machine.cloud() as cloud:

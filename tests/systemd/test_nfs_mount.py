@@ -39,9 +39,9 @@ def test_the_sandbox_lets_it_work_on_nfs_and_a_server_that_is_away_restarts_noth
     out = (public_dir / "out").read_text(errors="replace") if done else ""
     assert done.returncode == 0, f"{out}\n{done.stdout[-2000:]!r}"
     said = dict(line.split(": ", 1) for line in out.splitlines() if ": " in line)
-    assert said["mounted"] == "nfs4"
+    assert said["mounted"] == "nfs4", out
     assert said["status"].endswith("; poll")
-    assert said["first"] == said["second"] == "state: staged"
+    assert said["first"] == said["second"] == "state: staged", out
     assert said["outage"].startswith("active ")
     assert "does not answer since" in said["outage"]
     assert (said["restarts"], said["result"]) == ("0", "success")
