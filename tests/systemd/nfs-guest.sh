@@ -14,6 +14,7 @@ ask() { runuser -u nobody -- stager submit "gs://chromeos-image-archive/$1" test
 
 cp -a "$LAB/root/usr" "$LAB/root/etc" /
 mkdir -p /opt/watcherd && mount --bind "$LAB/root/opt/watcherd" /opt/watcherd
+mkdir -p /opt/archive && mount --bind "$LAB/archive" /opt/archive  # the service has a /tmp of its own
 systemd-sysusers
 nfs_server
 rmdir /srv/export/spool 2>/dev/null || true

@@ -27,7 +27,7 @@ def test_the_sandbox_lets_it_work_on_nfs_and_a_server_that_is_away_restarts_noth
     )  # fmt: skip
     config = public_dir / "root/etc/stager/config.yaml"
     text = config.read_text().replace("source: gcs ", "source: directory ")
-    config.write_text(text.replace('directory: ""', f"directory: {archive}"))
+    config.write_text(text.replace('directory: ""', "directory: /opt/archive"))
     run = ROOT / "tests/lab/uml-run.sh"
     guest = ROOT / "tests/systemd/nfs-guest.sh"
     script = public_dir / "guest.sh"
