@@ -2,6 +2,7 @@
 # make test   all tests (as root: the Debian packages they use are installed); make lint   ruff and mypy
 # make test-crash  the whole crash matrix, as a table
 # make schema the JSON Schemas and docs/reference.md, from the models
+# make install   as a service (again: upgrade; systemd/install.sh has the options); make uninstall
 # WHEELS=DIR  install from wheels in a directory instead of an index
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo test test-faults test-crash schema lint format clean check-python
+.PHONY: demo install uninstall test test-faults test-crash schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -54,6 +55,9 @@ lint: $(BIN)/.test
 format: $(BIN)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+install uninstall:
+	@sh systemd/install.sh $@
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache

@@ -3,8 +3,8 @@
 
     watcherd [--config FILE] [--once] [--check-config] [--version]
 
-Exit codes: 0 good; 1 with --once, if a request it answered failed or was rejected; 2 the
-configuration or the directories are not right.
+Exit codes: 0 good; 1 it can't start now, or with --once, a request it answered failed or was
+rejected; 2 the configuration or the directories are not right.
 """
 
 import sys
@@ -25,6 +25,7 @@ from stager import __version__, durable, log, service, site
 from stager.config import Config, find_config, load_config
 from stager.errors import MachineFault, NotNow, SetupError
 from stager.server import Server
+from stager.vigil import Vigil
 from stager.watch import Wake
 
 logger = structlog.get_logger()
@@ -61,28 +62,30 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
     bad = 0
     server = begin(config, signals)
     while True:
-        service.notify("READY=1", f"STATUS={server.summary()}")
-        while not signals.stop and not server.buried:
-            if signals.reload:
-                signals.reload = False
-                config = reload(path, config, server)
-            server.turn()
-            if once and server.idle():
-                break
-            service.notify("WATCHDOG=1", f"STATUS={server.summary()}")
-            server.wait()
-        if not server.buried:
-            break
-        logger.warning("the other machines took this instance for dead: it begins anew")
-        server.stop()
+        with Vigil(server.places, server.signs, server.summary) as vigil:
+            vigil.tell("READY=1")
+            while not signals.stop and not server.buried:
+                if signals.reload:
+                    signals.reload = False
+                    config = reload(path, config, server)
+                    vigil.tell("READY=1")
+                server.turn()
+                if once and server.idle():
+                    break
+                vigil.tell()
+                server.wait()
+            if not server.buried:
+                vigil.tell("STOPPING=1")
+            else:
+                logger.warning("the other machines took this instance for dead: it begins anew")
+            server.stop()
         bad += server.tally.bad
+        if not server.buried:
+            return 1 if once and bad else 0
         try:
             server = begin_anew(config, signals)
         except InterruptedError:
             return 1
-    service.notify("STOPPING=1")
-    server.stop()
-    return 1 if once and bad + server.tally.bad else 0
 
 
 def begin(config: Config, signals: Signals) -> Server:
@@ -121,13 +124,13 @@ def reload(path: Path, config: Config, server: Server) -> Config:
             raise SetupError("spool, static and results can't change while the daemon runs")
         site.check(new)
     except (SetupError, NotNow) as e:
-        logger.error(f"the configuration stays as it was: {e}")
-        service.notify("READY=1", "STATUS=the new configuration is not good; the old one stays")
+        server.note = "the configuration file is not good: the old settings stay"
+        logger.error(f"the configuration stays as it was: {'; '.join(str(e).splitlines())}")
         return config
     log.set_up(new.log.format, new.log.level)
+    server.note = ""
     server.reconfigure(new)
     logger.info("the configuration was read again")
-    service.notify("READY=1")
     return new
 
 
@@ -146,6 +149,7 @@ def version() -> str:
 def main(option: str | None, once: bool, check_config: bool) -> None:
     """Stage build images that are asked for in a spool directory."""
     path = find_config(option)
+    log.set_up("auto", "info")
     try:
         config = load_config(path)
         if check_config:
@@ -156,10 +160,10 @@ def main(option: str | None, once: bool, check_config: bool) -> None:
         site.check_links(config.paths)
         code = serve(path, config, once=once)
     except SetupError as e:
-        click.echo(str(e), err=True)
+        log.last_words(str(e))
         sys.exit(2)
-    except NotNow as e:
-        click.echo(str(e), err=True)
+    except (NotNow, MachineFault) as e:
+        log.last_words(str(e))
         sys.exit(1)
     sys.exit(code)
 

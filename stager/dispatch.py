@@ -261,7 +261,8 @@ class Dispatcher:
                 log.error(f"the queue waits: {error.message}", code=error.code, hint=error.hint)
                 hold.said = True
         elif key in self.backlog.suspects and not known:
-            log.error(f"a build waits: {error.message}", build=key, code=error.code)
+            rid = case.claim.request_id
+            log.error(f"a build waits: {error.message}", request_id=rid, build=key, code=error.code)
 
     def _judge_hold(self, case: Case) -> None:
         """Let the queue go on, if this outcome proves that the fault is gone."""

@@ -122,7 +122,7 @@ class GcsSource:
         if self._credentials == "default":
             return google.auth.default(scopes=[SCOPE])[0]
         return service_account.Credentials.from_service_account_file(  # type: ignore[no-untyped-call]
-            self._credentials, scopes=[SCOPE]
+            _key_file(self._credentials), scopes=[SCOPE]
         )
 
     def _refused(self, error: Exception) -> NoReturn:
@@ -137,6 +137,19 @@ class GcsSource:
             raise CredentialsRefused(f"the key file: {what}") from None
         # The library's words may hold parts of a key or token: only the kind of error is told.
         raise CredentialsRefused(f"Cloud Storage: {type(error).__name__}") from None
+
+
+def _key_file(path: str) -> str:
+    """Return where a key can be read: from what systemd loaded (LoadCredential=), if it did.
+
+    {} stands for a key that was not there when the service started.
+    """
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    loaded = os.path.join(directory, os.path.basename(path)) if directory else path
+    try:
+        return loaded if os.stat(loaded).st_size > len("{}") else path
+    except OSError:
+        return path
 
 
 class _RangeReader:

@@ -36,8 +36,13 @@ class Identity:
         )
 
     def process_gone(self) -> bool:
-        """Whether this process has ended; only for one of the same kernel and namespace."""
-        return _start_time(self.pid) != self.started
+        """Whether this process has ended; only for one of the same kernel and namespace.
+
+        The sandbox hides other users' processes in /proc (root's `stager gc`, say); that they are
+        there is known all the same, and then the lease decides.
+        """
+        started = _start_time(self.pid)
+        return started != self.started and not (started == 0 and _is_hidden(self.pid))
 
 
 def _text(path: str) -> str:
@@ -61,6 +66,17 @@ def _start_time(pid: int) -> int:
     except OSError:
         return 0
     return 0 if fields[0] in {b"Z", b"X"} else int(fields[19])
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process of somebody else that /proc does not show us."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not os.path.exists(f"/proc/{pid}")
+    except OSError:
+        return False
+    return False
 
 
 def host_slug(host: str) -> str:

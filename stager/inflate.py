@@ -8,7 +8,7 @@ end is asked for.
 import hashlib
 import importlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +57,11 @@ def unpack(chunks: Iterable[bytes], member: Member, fd: int) -> Unpacked:
     return Unpacked(size, f"{crc:08x}", sha.hexdigest())
 
 
-def digest(fd: int) -> Unpacked:
-    """Read a file that is there and say what it is."""
+def digest(fd: int, check: Callable[[], None] = lambda: None) -> Unpacked:
+    """Read a file that is there and say what it is; `check` may end it."""
     crc, sha, size = 0, hashlib.sha256(), 0
     while piece := os.pread(fd, OUTPUT_BYTES, size):
+        check()
         crc, size = zlib.crc32(piece, crc), size + len(piece)
         sha.update(piece)
     return Unpacked(size, f"{crc:08x}", sha.hexdigest())

@@ -49,6 +49,7 @@ def run(tools: Tools, case: Case) -> None:
     what it met, `case.due` is set where it waits now.
     """
     case.started_at, case.starts_before = tools.heart.server_now(), case.claim.a
+    case.progress.sign.step()
     try:
         with durable.storage():
             _stage(tools, case)

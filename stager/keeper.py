@@ -23,6 +23,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._last = float("-inf")
+        self._fault = ""
 
     def turn(self, visit: Visit, *, hurry: bool = False) -> None:
         """Start a look if one is due, and we have the lowest name of the living.
@@ -60,7 +61,10 @@ class Keeper:
                         return
                     if number == 1:
                         log.info("removing old requests and answers")
+            self._fault = ""
         except (StagerError, Buried) as e:
-            log.warning(f"retention must wait: {e}")
+            if self._fault != str(e):
+                log.warning(f"retention must wait: {e}")
+            self._fault = str(e)
         except Exception:
             log.exception("a fault of ours in retention")

@@ -8,10 +8,34 @@ from typing import Any
 from stager.errors import Cancelled, Expired, Stopping
 
 
+@dataclass(eq=False, slots=True)
+class Sign:
+    """A thread's sign of life, for whoever keeps watch over it."""
+
+    name: str
+    steps: int = 0
+    """Rises wherever the thread gets on."""
+    rests_until: float = 0.0
+    """Until then (monotonic) it need not."""
+    thread_id: int = 0
+
+    def step(self) -> None:
+        """Get on; by the very thread that is watched."""
+        self.steps += 1
+        self.rests_until = 0.0
+        self.thread_id = threading.get_native_id()
+
+    def rest(self, seconds: float) -> None:
+        """Go to sleep for so long."""
+        self.step()
+        self.rests_until = time.monotonic() + seconds
+
+
 @dataclass(slots=True)
 class Progress:
     """Shared by one worker (writes) and the daemon's loop (reads, stops); compressed bytes."""
 
+    sign: Sign = field(default_factory=lambda: Sign("a worker"))
     phase: str = "starting"
     image: str = ""
     done_bytes: int = 0
@@ -23,6 +47,7 @@ class Progress:
 
     def check(self) -> None:
         """Raise where the work should end: at every safe point."""
+        self.sign.steps += 1
         if self.cancelled_by:
             raise Cancelled(f"cancelled by {self.cancelled_by}")
         if time.monotonic() >= self.deadline:

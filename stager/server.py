@@ -5,7 +5,9 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from stager.intake import Intake, Tally
 from stager.keeper import Keeper
 from stager.lock import Locks
 from stager.marker import Marker
+from stager.progress import Sign
 from stager.source import open_source
 from stager.spool import Spool
 from stager.stage import Room
@@ -71,7 +74,10 @@ class Server:
         self._no_beat, self._last_bad = "", 0.0
         self._told: tuple[str | None, str] = None, ""
         self.paused = False
+        self.note = ""
+        """What else a person should read in the summary."""
         self._ended = threading.Event()
+        self.sign, self._pulse_sign = Sign("the daemon's loop"), Sign("the heartbeat")
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._next_rescan = self._next_status = 0.0
         self._dead: set[str] = set()
@@ -87,9 +93,10 @@ class Server:
 
     def start(self) -> None:
         """Appear among the instances and begin to look."""
-        self.heart.register()
-        self._pulse.start()
-        self.watch.arm()
+        with durable.storage():
+            self.heart.register()
+            self._pulse.start()
+            self.watch.arm()
         for misfit in site.check_modes(self.paths, os.geteuid()):
             log.warning(str(misfit))
         for notice in mounts.notices((self.paths.spool, self.paths.static, self.paths.results)):
@@ -104,6 +111,7 @@ class Server:
 
     def turn(self) -> None:
         """Do all that can be done now; a fault of the spool is said once, and waited out."""
+        self.sign.step()
         try:
             now = time.monotonic()
             if now >= self._next_rescan or self.fault:
@@ -137,6 +145,7 @@ class Server:
 
     def wait(self) -> None:
         """Wait for an event, a worker's end, or the time something is due."""
+        self.sign.step()
         if self.fault:
             self.watch.wait(random.uniform(0.5, 1.0))
             return
@@ -151,7 +160,9 @@ class Server:
             now = time.monotonic()
             ends = [case.progress.deadline - now for case in self.dispatcher.cases()]
             due = min(due, STATUS_SECONDS, *(max(end, 0.05) for end in ends))
-        self.watch.wait(max(due, 0.005))
+        due = max(due, 0.005)
+        self.sign.rest(due)
+        self.watch.wait(due)
 
     def idle(self) -> bool:
         """Whether nothing is left that this instance could answer, now or later (--once)."""
@@ -223,14 +234,30 @@ class Server:
         if self._pulse.is_alive():
             self._pulse.join(self.config.heartbeat)
 
+    def signs(self) -> list[Sign]:
+        """Return the signs of life of all threads that must get on."""
+        working = [case.progress.sign for case in self.dispatcher.cases()]
+        return [self.sign, self._pulse_sign, *working]
+
+    def places(self) -> dict[str, Callable[[], object]]:
+        """Return for each place of storage a question that its server must answer."""
+        places: dict[str, Callable[[], object]] = {
+            "spool": partial(os.utime, self.paths.tmp),
+            "static tree": partial(os.utime, self.paths.static_tmp),
+        }
+        if directory := self.config.archive.directory:
+            places["archive directory"] = partial(os.statvfs, directory)
+        return places
+
     def summary(self) -> str:
         """Return one line for the service manager."""
         running, waiting = len(self.dispatcher.running), len(self.dispatcher.backlog.entries)
         hold = self.dispatcher.backlog.hold
         trouble = self.fault or (hold.error.message if hold else "")
         paused = "paused" if self.paused else ""
-        parts = (f"{running} active, {waiting} waiting", self.watch.mode, paused, trouble)
-        return "; ".join(part for part in parts if part)
+        scan = time.strftime("last scan %H:%M:%S", time.localtime(self._last_scan))
+        counts = f"{running} active, {waiting} waiting"
+        return "; ".join(filter(None, (counts, scan, self.watch.mode, paused, trouble, self.note)))
 
     # -- parts ---------------------------------------------------------------------------------
 
@@ -242,7 +269,8 @@ class Server:
 
     def _beat(self) -> None:
         """Beat and look at the others, until the end; the heartbeat thread."""
-        while not self._ended.wait(self.config.heartbeat * random.uniform(0.9, 1.0)):
+        while not self._ended.wait(self._until_next_beat()):
+            self._pulse_sign.step()
             try:
                 self.heart.beat()
                 self.heart.observe()
@@ -260,6 +288,11 @@ class Server:
                 if not self._no_beat:
                     self.watch.wake.set()
                 self._no_beat = f"no heartbeat, the others may take this machine for dead: {e}"
+
+    def _until_next_beat(self) -> float:
+        seconds = self.config.heartbeat * random.uniform(0.9, 1.0)
+        self._pulse_sign.rest(seconds)
+        return seconds
 
     def _is_our_spool(self) -> bool:
         """Whether our heartbeat file is missed in our own spool, not in another in its place."""

@@ -185,6 +185,11 @@ def _way_out(error: OSError, source: Path, target: Path) -> str:
         )
     if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
         return f"{one.kind} has no hard links: use one filesystem that has, as ext4, XFS or NFS"
+    if error.errno == errno.EROFS:
+        return (
+            "both must be writable; in a service, `make install SPOOL= STATIC= RESULTS=` lets it "
+            "write elsewhere than below /srv/watcherd"
+        )
     return "both must be writable, on one filesystem that has hard links"
 
 

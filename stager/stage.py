@@ -208,7 +208,7 @@ class Staging:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode) or info.st_size != member.size:
                 return False
-            there = digest(fd)
+            there = digest(fd, self.progress.check)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -226,7 +226,7 @@ class Staging:
         self.progress.phase = "comparing"
         fd = os.open(self.marker.image_path(self.build, image), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return digest(fd) == unpacked
+            return digest(fd, self.progress.check) == unpacked
         finally:
             os.close(fd)
 

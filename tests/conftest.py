@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cloud import Cloud
 from lab import Lab
+from lab.machine import Machine, installed
 from reach import open_the_way
 
 
@@ -42,6 +43,13 @@ def cloud_lab(public_dir: Path) -> Iterator[tuple[Lab, Cloud]]:
         made = Lab(public_dir, {"archive": {"source": "gcs"}}, {"STORAGE_EMULATOR_HOST": cloud.url})
         yield made.init(), cloud
         made.end()
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """Return a machine with a real systemd and watcherd, installed there by `make install`."""
+    with installed() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

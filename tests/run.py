@@ -26,7 +26,8 @@ def main() -> int:
     coverage = [sys.executable, "-m", "coverage"]
     try:
         tests = subprocess.run(
-            [*coverage, "run", "-m", "pytest", "-q", "-n", str(os.cpu_count() or 2), *chosen],
+            [*coverage, "run", "-m", "pytest", "-q", "-n", str(os.cpu_count() or 2),
+             "--dist", "loadgroup", *chosen],
             cwd=ROOT, env=env, check=False,
         )  # fmt: skip
         subprocess.run([*coverage, "combine", "-q"], cwd=ROOT, env=env, check=False)

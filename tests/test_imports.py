@@ -20,7 +20,7 @@ LAYERS = (
     {"duet", "solo", "speed", "view"},
     {"probe"},
     # what a person wrote, and who is alive
-    {"instance", "models"},
+    {"instance", "models", "vigil"},
     {"request"},
     {"config"},
     # the rooms of the work

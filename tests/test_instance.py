@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from lab import Lab, Peer, until
+from lab import ROOT, Lab, Peer, until
 
 from stager.identity import Identity
 from stager.instance import GONE_SAMPLES, Buried
@@ -230,6 +230,27 @@ def test_another_process_under_the_same_number_counts_as_gone() -> None:
     assert mine.pid == os.getpid()
     assert not mine.process_gone()
     assert replace(mine, started=mine.started - 1).process_gone()
+
+
+GONE = """
+import sys
+from stager.identity import Identity
+print(Identity("", "", "", "", int(sys.argv[1]), int(sys.argv[2])).process_gone())
+"""
+
+
+def test_another_users_process_that_the_sandbox_hides_is_not_gone() -> None:
+    """systemd's ProtectProc=invisible is this mount option."""
+    mount = "mount -t proc -o hidepid=invisible proc /proc"
+    user = "setpriv --reuid 65534 --regid 65534 --clear-groups"
+    with process() as running:
+        command = ["unshare", "-m", "sh", "-c", f'{mount} && exec {user} "$@"', "sh"]
+        for pid, gone in ((running.pid, "False"), (2**22 - 1, "True")):
+            done = subprocess.run(
+                [*command, sys.executable, "-c", GONE, str(pid), "1234"],
+                capture_output=True, text=True, check=False, cwd=ROOT, timeout=30,
+            )  # fmt: skip
+            assert done.stdout.strip() == gone, done.stderr
 
 
 # -- one's own heartbeat ------------------------------------------------------------------------

@@ -90,6 +90,15 @@ def test_where_nobody_listens_nothing_happens(
     assert not service.notify("READY=1")
 
 
+def test_a_manager_that_does_not_listen_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SEND_SECONDS", 0.1)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with notify_socket(str(tmp_path / "notify")):
+        assert not all(service.notify("WATCHDOG=1") for _ in range(5000)), "its queue never fills"
+
+
 # -- SIGTERM ------------------------------------------------------------------------------------
 
 

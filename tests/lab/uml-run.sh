@@ -14,7 +14,7 @@ while [ $# -gt 0 ]; do case $1 in
 esac; done
 HERE=$(cd "$(dirname "$0")" && pwd)
 LAB=${LAB:-$(mktemp -d /tmp/uml.XXXXXX)}; mkdir -p "$LAB"
-cp "$HERE"/uml-init.sh "$HERE"/nfs-lab.sh "$LAB"/ 2>/dev/null
+cp "$HERE"/uml-init.sh "$HERE"/nfs-lab.sh "$HERE"/sd-prep.sh "$LAB"/ 2>/dev/null
 rm -f "$LAB/rc"
 { printf 'export LAB=%q HOME=/root LANG=C.UTF-8 HERE=%q\ncd /\n' "$LAB" "$HERE"; printf '%q ' "$@"; echo; } > "$LAB/cmd.sh"
 if [ "$DISK" -gt 0 ]; then
