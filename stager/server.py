@@ -185,7 +185,8 @@ class Server:
                 self._pulse.join(self.config.heartbeat)
                 status = self.paths.instances / f"{self.heart.inst}.status"
                 durable.discard(status)
-                self.heart.leave()
+                if self.locks.free_left():
+                    self.heart.leave()
         except (MachineFault, Buried) as e:
             log.warning(f"stopped, but could not sign off: {e}")
         self.hook.stop()
@@ -270,6 +271,7 @@ class Server:
 
     def _free_tokens(self) -> None:
         """Free what the buried held, some builds at a time: there may be many thousands."""
+        self.locks.free_left()
         if self._dead and not self._keys:
             self._keys, self._freeing = durable.listing(self.paths.locks), set(self._dead)
         some, self._keys = self._keys[:KEYS_AT_ONCE], self._keys[KEYS_AT_ONCE:]
