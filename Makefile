@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo test test-crash schema lint format clean check-python
+.PHONY: demo test test-crash test-model soak-model schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -43,6 +43,18 @@ schema: $(BIN)/.runtime
 
 test-crash: $(BIN)/.debian
 	@PYTHONPATH=.:tests $(BIN)/python tests/crash/report.py
+
+# The model of several machines (tests/model): in a minute, and for as many seeds as wanted.
+SCHEDULES ?= 1000
+FIRST ?= 1
+MODEL := PYTHONPATH=.:tests $(BIN)/python -m model.soak
+
+test-model: $(BIN)/.test
+	@$(BIN)/python -m pytest -q tests/model
+
+soak-model: $(BIN)/.test
+	@$(MODEL) histories $(FIRST) $(SCHEDULES)
+	@$(MODEL) rules 200
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .
