@@ -74,7 +74,7 @@ def leaves_out(
 # -- after an error, and before a decision -------------------------------------------------------
 
 
-@leaves_out("touch a directory before a listing that decides", "stager.durable.listing",
+@leaves_out("touch a directory before a listing that decides", "stager.durable.listing", seed=6,
             stale_listing=1.0, again=0.1, slow=0.0, tick=1.0, drops=12)  # fmt: skip
 def no_touch(directory: Path, *, touch: bool = True) -> list[str]:  # noqa: ARG001
     names: list[str] = WORLD.os.listdir(directory)
@@ -96,7 +96,7 @@ def no_look_after_an_error(source: Path, target: Path) -> bool:
 # -- claims --------------------------------------------------------------------------------------
 
 
-@leaves_out("take and accept are two renames", "stager.spool.Spool.take",
+@leaves_out("take and accept are two renames", "stager.spool.Spool.take", seed=12,
             duplicate=0.2, drops=12)  # fmt: skip
 def no_accept(self: Spool, name: str) -> Claim | None:
     file = name if can_name_result(request_name(name)) else ""
@@ -109,14 +109,14 @@ def no_accept(self: Spool, name: str) -> Claim | None:
     return claim if self._move(source, self.paths.active, claim) else None
 
 
-@leaves_out("the inode opened is the one that is listed", "stager.spool.Spool._check_inode",
+@leaves_out("the inode opened is the one that is listed", "stager.spool.Spool._check_inode", seed=3,
             stale_name=1.0, drops=20, machines=3, redrop=0.8)  # fmt: skip
 def no_inode_check(_self: Spool, _claim: Claim, _inode: int) -> None:
     return
 
 
 @leaves_out("what a lost reply left is taken over, not just gone on with",
-            "stager.spool.Spool.take_over", lost_late=0.06, lost=0.06, refused=0.06)  # fmt: skip
+            "stager.spool.Spool.take_over", seed=12, lost_late=0.06, lost=0.06, refused=0.06)  # fmt: skip
 def adopted_in_place(self: Spool, claim: Claim) -> Claim | None:
     if claim.g == 0:
         return self.accept(claim)
@@ -170,7 +170,7 @@ def publish_first(self: Spool, claim: Claim, answer: Result) -> None:
     _answer(self, claim, answer, "wpc")
 
 
-@leaves_out("an answer's making can't be repeated late", "stager.spool.Spool.write_answer",
+@leaves_out("an answer's making can't be repeated late", "stager.spool.Spool.write_answer", seed=4,
             duplicate=0.3, again=0.0, drops=12)  # fmt: skip
 def no_desk(self: Spool, claim: Claim, answer: Result) -> None:
     tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
@@ -178,7 +178,9 @@ def no_desk(self: Spool, claim: Claim, answer: Result) -> None:
     durable.move(tmp, self.paths.private / str(claim))
 
 
-@leaves_out("answers are finished by whoever finds them", "stager.server.finish", ambush=0.3)
+@leaves_out(
+    "answers are finished by whoever finds them", "stager.server.finish", seed=3, ambush=0.3
+)
 def no_finisher(_spool: Spool) -> int:
     return 0
 
@@ -196,13 +198,13 @@ ZOMBIES: dict[str, Any] = {
 }
 
 
-@leaves_out("the owners before are fenced", "stager.lock.Work.open", **ZOMBIES)
+@leaves_out("the owners before are fenced", "stager.lock.Work.open", rare=True, **ZOMBIES)
 def no_fence(self: Work) -> None:
     self.dir = self._make(self.paths.work / f"{self.key}.{self.token}")
     self.check()
 
 
-@leaves_out("after the fence, see that the token is still ours", "stager.lock.Work.open",
+@leaves_out("after the fence, see that the token is still ours", "stager.lock.Work.open", rare=True,
             **ZOMBIES)  # fmt: skip
 def no_recheck(self: Work) -> None:
     prefix = f"{self.key}."
@@ -213,7 +215,7 @@ def no_recheck(self: Work) -> None:
     self.dir = self._make(self.paths.work / f"{prefix}{self.token}")
 
 
-@leaves_out("a fence counts when rmdir succeeded", "stager.durable.remove_tree",
+@leaves_out("a fence counts when rmdir succeeded", "stager.durable.remove_tree", rare=True,
             **ZOMBIES, again=0.2)  # fmt: skip
 def half_a_fence(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
     with suppress(OSError):
@@ -221,7 +223,7 @@ def half_a_fence(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
     return True
 
 
-@leaves_out("a work directory is made elsewhere and renamed in", "stager.lock.Work._make",
+@leaves_out("a work directory is made elsewhere and renamed in", "stager.lock.Work._make", rare=True,
             duplicate=0.3, **ZOMBIES)  # fmt: skip
 def made_in_place(_self: Work, path: Path) -> Path:
     durable.make_dir(path)
@@ -242,7 +244,7 @@ def broken_by_unlink(self: Locks, key: str) -> Work:
     return work
 
 
-@leaves_out("of several tokens the highest counts", "stager.lock.Locks.tokens",
+@leaves_out("of several tokens the highest counts", "stager.lock.Locks.tokens", seed=5,
             duplicate=0.5, drops=10, chaos_seconds=200.0)  # fmt: skip
 def the_lowest_token(self: Locks, key: str) -> list[Token]:
     try:
@@ -261,7 +263,7 @@ def never_freed(_self: Locks) -> None:
 # -- what is visible -----------------------------------------------------------------------------
 
 
-@leaves_out("images are linked, never renamed over", "stager.durable.link", **ZOMBIES)
+@leaves_out("images are linked, never renamed over", "stager.durable.link", rare=True, **ZOMBIES)
 def replacing_rename(source: Path, target: Path) -> bool:
     WORLD.os.rename(source, target)
     return True
@@ -272,7 +274,7 @@ def never_adopted(_self: Staging, _image: str, _member: Any) -> bool:
     return False
 
 
-@leaves_out("a name that is used again is taken away through a grave", "stager.lock.Work.away",
+@leaves_out("a name that is used again is taken away through a grave", "stager.lock.Work.away", rare=True,
             retention=True, force=True, duplicate=0.3, drops=14, chaos_seconds=400.0)  # fmt: skip
 def no_grave(self: Work, path: Path) -> None:
     durable.move(path, self.file())
@@ -285,7 +287,7 @@ def flag_in_place(self: Marker, _work: Work, build: Any, lines: list[str]) -> No
     durable.write_new(target, "".join(f"{line}\n" for line in lines).encode())
 
 
-@leaves_out("flag and record are true again when nothing late can come", "stager.job._mend_flag",
+@leaves_out("flag and record are true again when nothing late can come", "stager.job._mend_flag", rare=True,
             force=True, drops=14, archive=3.0, ambush=0.2)  # fmt: skip
 def never_mended(_tools: Any, _request: Any, _work: Work) -> None:
     return
@@ -301,7 +303,7 @@ def untouched(self: Marker, build: Any, image: str) -> bool:
     return self.paths.sidecar(build.key, image).name in durable.listing(self.paths.sidecars)
 
 
-@leaves_out("retention looks at the uses again after the flag", "stager.gc.remove",
+@leaves_out("retention looks at the uses again after the flag", "stager.gc.remove", rare=True,
             **KEEPING, slow=0.05)  # fmt: skip
 def not_looked_again(work: Work, marker: Marker, staged: gc.Staged, now: float) -> str:  # noqa: ARG001
     build, paths = staged.build, marker.paths
@@ -330,7 +332,7 @@ def dead_at_once(_self: Heart, seen: _Seen) -> bool:
     return seen.samples >= 1
 
 
-@leaves_out("only good samples condemn", "stager.instance.Heart.forget_samples",
+@leaves_out("only good samples condemn", "stager.instance.Heart.forget_samples", rare=True,
             server_away=2.0)  # fmt: skip
 def bad_samples_count(_self: Heart, now: float | None = None) -> None:  # noqa: ARG001
     return
@@ -341,7 +343,7 @@ def nobody_dies(_self: Heart, _inst: str) -> bool:
     return False
 
 
-@leaves_out("what is swept was left over twice, a lease apart", "stager.sweep.Sweeper.sweep",
+@leaves_out("what is swept was left over twice, a lease apart", "stager.sweep.Sweeper.sweep", rare=True,
             stop=2.0)  # fmt: skip
 def swept_at_once(self: Sweeper) -> list[Path]:
     return [path for path in self._leftovers() if self._remove(path)]
