@@ -223,7 +223,8 @@ def half_a_fence(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
     return True
 
 
-@leaves_out("a work directory is made elsewhere and renamed in", "stager.lock.Work._make", rare=True,
+@leaves_out("a work directory is made elsewhere and renamed in",
+            "stager.lock.Work._make", rare=True,
             duplicate=0.3, **ZOMBIES)  # fmt: skip
 def made_in_place(_self: Work, path: Path) -> Path:
     durable.make_dir(path)
@@ -274,7 +275,8 @@ def never_adopted(_self: Staging, _image: str, _member: Any) -> bool:
     return False
 
 
-@leaves_out("a name that is used again is taken away through a grave", "stager.lock.Work.away", rare=True,
+@leaves_out("a name that is used again is taken away through a grave",
+            "stager.lock.Work.away", rare=True,
             retention=True, force=True, duplicate=0.3, drops=14, chaos_seconds=400.0)  # fmt: skip
 def no_grave(self: Work, path: Path) -> None:
     durable.move(path, self.file())
@@ -287,7 +289,8 @@ def flag_in_place(self: Marker, _work: Work, build: Any, lines: list[str]) -> No
     durable.write_new(target, "".join(f"{line}\n" for line in lines).encode())
 
 
-@leaves_out("flag and record are true again when nothing late can come", "stager.job._mend_flag", rare=True,
+@leaves_out("flag and record are true again when nothing late can come",
+            "stager.job._mend_flag", rare=True,
             force=True, drops=14, archive=3.0, ambush=0.2)  # fmt: skip
 def never_mended(_tools: Any, _request: Any, _work: Work) -> None:
     return
@@ -343,7 +346,8 @@ def nobody_dies(_self: Heart, _inst: str) -> bool:
     return False
 
 
-@leaves_out("what is swept was left over twice, a lease apart", "stager.sweep.Sweeper.sweep", rare=True,
+@leaves_out("what is swept was left over twice, a lease apart",
+            "stager.sweep.Sweeper.sweep", rare=True,
             stop=2.0)  # fmt: skip
 def swept_at_once(self: Sweeper) -> list[Path]:
     return [path for path in self._leftovers() if self._remove(path)]
