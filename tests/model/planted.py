@@ -115,8 +115,14 @@ def no_inode_check(_self: Spool, _claim: Claim, _inode: int) -> None:
     return
 
 
-@leaves_out("what a lost reply left is taken over, not just gone on with",
-            "stager.spool.Spool.take_over", seed=12, lost_late=0.06, lost=0.06, refused=0.06)  # fmt: skip
+@leaves_out(
+    "what a lost reply left is taken over, not just gone on with",
+    "stager.spool.Spool.take_over",
+    seed=12,
+    lost_late=0.06,
+    lost=0.06,
+    refused=0.06,
+)
 def adopted_in_place(self: Spool, claim: Claim) -> Claim | None:
     if claim.g == 0:
         return self.accept(claim)
