@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo install uninstall test test-faults test-crash schema lint format clean check-python
+.PHONY: demo install uninstall test test-crash test-faults test-model soak-model schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -46,6 +46,18 @@ test-crash: $(BIN)/.debian
 	@PYTHONPATH=.:tests $(BIN)/python tests/crash/report.py
 test-faults: $(BIN)/.debian
 	@FAULTS=full $(BIN)/python -m pytest -q tests/faults
+
+# The model of several machines (tests/model): in a minute, and for as many seeds as wanted.
+SCHEDULES ?= 1000
+FIRST ?= 1
+MODEL := PYTHONPATH=.:tests $(BIN)/python -m model.soak
+
+test-model: $(BIN)/.test
+	@$(BIN)/python -m pytest -q tests/model
+
+soak-model: $(BIN)/.test
+	@$(MODEL) histories $(FIRST) $(SCHEDULES)
+	@$(MODEL) rules 200
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .

@@ -1,11 +1,9 @@
 """The finisher: publishes the answers of committed claims whose owner died before it could."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from stager import durable, result
-from stager.durable import nonce
 from stager.errors import Internal
 from stager.layout import Claim
 from stager.result import Result, State
@@ -42,9 +40,7 @@ def _finish_one(spool: Spool, claim: Claim, room: Path) -> None:
 
 def answer_lost(spool: Spool, claim: Claim, room: Path) -> None:
     """Publish an answer of ours for a committed claim whose own was lost."""
-    tmp = spool.paths.tmp / f"{spool.heart.inst}.{nonce()}"
-    durable.write_new(tmp, result.to_yaml(_lost_answer(spool, claim, room), claim))
-    os.rename(tmp, spool.paths.private / str(claim))
+    spool.write_answer(claim, _lost_answer(spool, claim, room))
     spool.publish(claim)
 
 

@@ -9,6 +9,7 @@ directory, so a worker that was paused and wakes up later can publish nothing.
 import errno
 import re
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,8 +49,8 @@ class Locks:
     def __init__(self, paths: Paths, heart: Heart) -> None:
         self.paths, self.heart = paths, heart
         self._held: set[str] = set()
-        self._left: set[str] = set()
-        """Builds whose token could not be given back."""
+        self._left: dict[str, float] = {}
+        """Builds whose token a call that failed may have left in our name; until when to look."""
         self._lock = threading.Lock()
 
     def busy(self, key: str) -> str:
@@ -77,7 +78,9 @@ class Locks:
             if not durable.move(room / str(max(tokens)), room / str(mine)):
                 raise BuildBusy("another machine")
             work.open()
-        except BaseException:
+        except BaseException as e:
+            if isinstance(e, OSError):
+                self.leave(key)
             work.release()
             raise
         return work
@@ -105,22 +108,26 @@ class Locks:
                     freed += 1
         return freed
 
-    def free_the_left(self) -> None:
-        """Free the tokens of ours that could not be released when their work had ended."""
-        for key in sorted(self._left):
-            with self._lock:
-                self._left.discard(key)
-            try:
-                with suppress(BuildBusy, TakenOver):
-                    self.take(key).release()
-            except OSError:
-                self.leave(key)
-                raise
-
     def leave(self, key: str) -> None:
-        """Remember that a build's token could not be given back."""
-        with self._lock:
-            self._left.add(key)
+        """Take note that the token may stay in our name, or come back to it late."""
+        self._left[key] = time.monotonic() + self.heart.lease
+
+    def free_left(self) -> bool:
+        """Free what failed calls left in our name; False: that failed again.
+
+        Else everybody would wait for an owner who lives, and has forgotten it.
+        """
+        all_free = True
+        for key, until in list(self._left.items()):
+            token = max(self.tokens(key), default=None)
+            if token is not None and token.inst == self.heart.inst and not self._owner(token):
+                try:
+                    all_free &= self.take(key).release()
+                except (BuildBusy, TakenOver):
+                    all_free = False
+            elif time.monotonic() > until:
+                self._left.pop(key, None)
+        return all_free
 
     def forget(self, token: Token) -> None:
         """Stop holding a token."""
@@ -229,17 +236,17 @@ class Work:
         if self.dir != Path():
             durable.remove_tree(self.dir)
 
-    def release(self) -> None:
-        """Remove the work directory and free the token; what fails is tried again later.
-
-        By us (`free_the_left`), or by the next taker.
-        """
+    def release(self) -> bool:
+        """Remove the work directory and free the token; False: a scan will try again."""
         room = self.paths.locks / self.key
         try:
             self.close()
             durable.move(room / str(self.token), room / str(Token(self.token.n + 1)))
         except OSError:
             self.locks.leave(self.key)
+            return False
+        else:
+            return True
         finally:
             self.locks.forget(self.token)
 

@@ -215,7 +215,8 @@ class Server:
                 self.spool.touch_last()
                 self._end_pulse()
                 durable.discard(self._status_path)
-                self.heart.leave()
+                if self.locks.free_left():
+                    self.heart.leave()
         except (MachineFault, Buried) as e:
             log.warning(f"stopped, but could not sign off: {e}")
         finally:
@@ -324,7 +325,6 @@ class Server:
                 log.info("an instance is gone", instance=inst)
                 self._dead.add(inst)
             self._free_tokens()
-            self.locks.free_the_left()
             for path in self.sweeper.sweep():
                 log.info("swept", path=str(path))
             self._keep_order()
@@ -344,6 +344,7 @@ class Server:
 
     def _free_tokens(self) -> None:
         """Free what the buried held, some builds at a time: there may be many thousands."""
+        self.locks.free_left()
         if self._dead and not self._keys:
             self._keys, self._freeing = durable.listing(self.paths.locks), set(self._dead)
         some, self._keys = self._keys[:KEYS_AT_ONCE], self._keys[KEYS_AT_ONCE:]

@@ -197,23 +197,33 @@ class Spool:
 
         The commit is the one rename that decides; TakenOver: somebody else will answer.
         """
-        tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
-        durable.write_new(tmp, result.to_yaml(answer, claim))
-        private = self.paths.private / str(claim)
-        if not durable.move(tmp, private):
-            raise StorageError("an answer that was just written is gone")
-        durable.sync_dir(self.paths.private)
+        self.write_answer(claim, answer)
         self.heart.confirm()
         room = self._room(answer.state)
         committed = durable.move(self._active(claim), room / str(claim))
         self.drop(claim)
         if not committed:
-            durable.discard(private)
+            durable.discard(self.paths.private / str(claim))
             raise TakenOver(f"{claim} is no longer ours")
         # Both: a power loss must not leave the claim in two places, or in none.
         durable.sync_dir(room)
         durable.sync_dir(self.paths.active)
         self.publish(claim)
+
+    def write_answer(self, claim: Claim, answer: Result) -> None:
+        """Write an answer privately and synced.
+
+        It is made in a directory that is gone before the answer counts: so duplicates of its making
+        that are executed late (NFSv3) can't put an empty one in its place, in private/ or results/.
+        """
+        desk = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
+        durable.make_dir(desk)
+        durable.write_new(desk / "answer", result.to_yaml(answer, claim))
+        if not durable.move(desk / "answer", self.paths.private / str(claim)):
+            raise StorageError("an answer that was just written is gone")
+        if not durable.remove_tree(desk):
+            raise StorageError("a directory that an answer was written in can't be removed")
+        durable.sync_dir(self.paths.private)
 
     def publish(self, claim: Claim) -> None:
         """Make a committed claim's answer visible; whoever does it, it happens once."""

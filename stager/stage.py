@@ -154,6 +154,9 @@ class Staging:
         durable.make_dirs(visible.parent, self.marker.paths.images)
         if durable.link(file, visible):
             durable.sync_dir(visible.parent)
+        elif not self.force and self._adopt(image, member):
+            # A cached "no such file" hid it when we looked before (NFS); the link told.
+            return
         else:
             self._swap(image, file, visible)
         self._record(image, visible, unpacked)

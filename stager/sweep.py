@@ -62,7 +62,7 @@ class Sweeper:
     def _tmp(self, directory: Path, living: set[str]) -> Iterator[Path]:
         for name in durable.listing(directory):
             m = _OWN.fullmatch(name)
-            # Ours too: they live for a moment, or could not be removed.
+            # Nothing of ours stays here for a lease but what a lost reply left.
             if not m or m["inst"] not in living or m["inst"] == self.heart.inst:
                 yield directory / name
 

@@ -113,6 +113,6 @@ def test_a_token_that_could_not_be_given_back_is_freed_later(
     work.release()
     monkeypatch.setattr(os, "rename", rename)
     assert max(locks.tokens("key")).inst
-    locks.free_the_left()
+    locks.free_left()
     assert not max(locks.tokens("key")).inst
     assert os.listdir(locks.paths.work) == []

@@ -1,0 +1,122 @@
+"""The way between the clients and the server, where requests and replies get lost."""
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from model.fileserver import Disk, Handles
+from model.turns import Scheduler
+
+SOFT_SECONDS = 20.0
+"""So long after an error what failed may still be done (a soft mount); less than the lease."""
+
+
+@dataclass(slots=True)
+class Odds:
+    """How likely each fault is, per call."""
+
+    again: float = 0.0
+    duplicate: float = 0.0
+    lost: float = 0.0
+    lost_late: float = 0.0
+    refused: float = 0.0
+    stale_listing: float = 0.0
+    split_listing: float = 0.0
+    stale_name: float = 0.0
+    slow: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request for a change, as it was sent."""
+
+    who: str
+    call: Callable[..., None]
+    paths: tuple[str, ...]
+
+    def execute(self, *paths: str, late: bool = False) -> None:
+        """Have the server do it, at where the names are now."""
+        self.call(self.who, *paths, late=late)
+
+
+@dataclass(slots=True)
+class Late:
+    """A request still on its way."""
+
+    due: float
+    handles: Handles
+    sent: Sent
+
+
+@dataclass
+class Network:
+    """Everything between the clients and the server."""
+
+    world: Scheduler
+    disk: Disk
+    odds: Odds
+    late: list[Late] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    trace: Callable[..., None] = lambda *_: None
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def send(self, sent: Sent) -> None:
+        """Carry a request to the server, and its reply back; or not."""
+        odds, draw = self.odds, self.world.rng.random()
+        verb, outcome = sent.call.__name__.strip("_"), "ok"
+        try:
+            for likely, what, times, error in (
+                (odds.again, "executed twice", 2, False),
+                (odds.duplicate, "duplicate under way", 1, False),
+                (odds.lost, "done, error returned", 1, True),
+                (odds.lost_late, "error returned, done later", 0, True),
+                (odds.refused, "error returned, not done", 0, True),
+                (1.0, "", 1, False),
+            ):
+                if draw < likely:
+                    self._carry(sent, what, times, error=error)
+                    break
+                draw -= likely
+        except OSError as e:
+            outcome = errno.errorcode[e.errno or 0]
+            raise
+        finally:
+            self.trace(sent.who, verb, *sent.paths, outcome)
+
+    def _carry(self, sent: Sent, what: str, times: int, *, error: bool) -> None:
+        if what:
+            self.count(what)
+        if what == "duplicate under way":
+            self.hold(sent)
+        elif what == "error returned, done later":
+            self.hold(sent, SOFT_SECONDS)
+        for _ in range(times):
+            sent.execute(*sent.paths)
+        if error:
+            raise OSError(errno.EIO, what, sent.paths[0])
+
+    def hold(self, sent: Sent, most: float = 1e9) -> None:
+        """Have a request executed later."""
+        rng = self.world.rng
+        due = self.world.now + min(most, rng.expovariate(1 / rng.choice((0.3, 3.0, 30.0))))
+        self.late.append(Late(due, Handles(*sent.paths), sent))
+
+    def deliver(self, *, everything: bool = False) -> None:
+        """Execute the requests that were on their way until now."""
+        for late in [late for late in self.late if everything or late.due <= self.world.now]:
+            self.late.remove(late)
+            self._execute(late)
+
+    def _execute(self, late: Late) -> None:
+        try:
+            late.sent.execute(*late.handles.paths(), late=True)
+            outcome = "done"
+        except OSError as e:
+            outcome = errno.errorcode[e.errno or 0]
+        finally:
+            late.handles.close()
+        self.count("executed late")
+        sent = late.sent
+        self.trace("late", sent.who, sent.call.__name__.strip("_"), *sent.paths, outcome)
