@@ -7,9 +7,9 @@ from pathlib import Path
 from stager import durable, result
 from stager.durable import nonce
 from stager.errors import Internal
-from stager.layout import Claim
+from stager.layout import ROOMS, Claim
 from stager.result import Result, State
-from stager.spool import ROOMS, Spool
+from stager.spool import Spool
 
 
 def finish(spool: Spool) -> int:
