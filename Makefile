@@ -1,5 +1,6 @@
 # make demo   the main job on a small archive in a directory: no account, no network
 # make test   all tests (as root: the Debian packages they use are installed); make lint   ruff and mypy
+# make screenshots   the pictures of the documents, by a real browser
 # make test-crash  the whole crash matrix, as a table
 # make schema the JSON Schemas and docs/reference.md, from the models
 # make install   as a service (again: upgrade; systemd/install.sh has the options); make uninstall
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo install uninstall test test-crash test-faults test-model soak-model schema lint format clean check-python
+.PHONY: demo install uninstall test test-crash test-faults test-model soak-model screenshots schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -38,6 +39,9 @@ $(BIN)/.debian: tests/debian.sh $(BIN)/.test
 
 test: $(BIN)/.debian
 	@$(BIN)/python tests/run.py
+
+screenshots: $(BIN)/.debian
+	@$(BIN)/python tests/browser/screenshots.py
 
 schema: $(BIN)/.runtime
 	@$(BIN)/python schema/generate.py

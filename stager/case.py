@@ -55,6 +55,10 @@ class Case:
     is_probe: bool = False
     """Whether it was started to see if a fault of the machine is over."""
     is_answered: bool = False
+    state: str = ""
+    """The answer's state."""
+    code: str = ""
+    """The answer's error code; empty where it is good."""
     learnt_at: float = 0.0
     """When it was known what the answer says, by the file server's clock."""
 

@@ -227,6 +227,7 @@ class Dispatcher:
         """See what an outcome means for the other requests of the build, and for all."""
         assert case.request is not None
         build, error = case.request.build, case.error
+        self.intake.tally.worked(case)
         if isinstance(error, MachineFault):
             self._met_fault(build.key, error, case)
             return
@@ -247,8 +248,7 @@ class Dispatcher:
                 request_id=case.claim.request_id,
                 code=error.code,
             )
-        if case.is_answered:
-            self.intake.tally.count(case)
+        self.intake.tally.answered(case)
 
     def _met_fault(self, key: str, error: MachineFault, case: Case) -> None:
         """Hold the queue, or just a build whose faults are its own; each is said once."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from stager import durable, result
 from stager.errors import Internal
-from stager.layout import Claim
+from stager.layout import ROOMS, Claim
 from stager.result import Result, State
-from stager.spool import ROOMS, Spool
+from stager.spool import Spool
 
 
 def finish(spool: Spool) -> int:

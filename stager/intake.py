@@ -18,26 +18,11 @@ from stager.errors import Internal, MachineFault, RequestError, StagerError, The
 from stager.layout import Claim, Waiting
 from stager.request import MAX_BYTES, PRIORITIES, Request, Rules, parse_request
 from stager.spool import STALE_OPEN_SECONDS, Dropped, NotClaimable, StaleOpen
+from stager.tally import Tally
 
 log = structlog.get_logger()
 
 UNREAD_SECONDS = 5
-
-
-@dataclass(slots=True)
-class Tally:
-    """How many requests this instance answered, well or not."""
-
-    good: int = 0
-    bad: int = 0
-
-    def count(self, case: Case) -> None:
-        """Count an answered case."""
-        error = case.error or next(iter(case.failures.values()), None)
-        if error is None:
-            self.good += 1
-        elif error.then is not Then.CANCEL:
-            self.bad += 1
 
 
 @dataclass(slots=True)
@@ -72,6 +57,7 @@ class Intake:
             try:
                 claim = spool.take_over(orphan)
                 if claim and orphan.inst != self.tools.heart.inst:
+                    self.tally.takeovers += 1
                     log.info("took over", request_id=claim.request_id, owner=orphan.inst)
                 case = self.admit(claim) if claim else None
             except (OSError, MachineFault) as e:
@@ -213,4 +199,4 @@ class Intake:
             return
         if isinstance(case.error, MachineFault):
             raise case.error
-        self.tally.count(case)
+        self.tally.answered(case)

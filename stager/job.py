@@ -134,7 +134,7 @@ def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> 
     log.info(f"Image(s) {_quoted(missing)} for build {build.target} will be staged", request_id=rid)
     fetched = 0
     for last in (False, True):
-        case.progress.phase = "looking for the archive"
+        case.progress.enter("looking for the archive")
         case.archive = tools.source.look(build, case.progress.pause)
         case.archive.fetched = fetched
         log.info(f"Downloading image archive from {build.url}", request_id=rid,
@@ -230,9 +230,10 @@ def answer(tools: Tools, case: Case) -> None:
     """Commit the claim with its answer, and say so in the log."""
     case.learnt_at = tools.heart.server_now()
     result = make_result(tools, case)
-    case.progress.phase = "answering"
+    case.progress.enter("answering")
     tools.spool.answer(case.claim, result)
-    case.is_answered = True
+    case.is_answered, case.state = True, result.state.value
+    case.code = result.error.code if result.error else ""
     target = str(tools.marker.paths.static / result.target) if result.target else ""
     tools.hook.call(Call(result, tools.spool.paths.results / case.claim.result_file, target))
     seconds = round(max(0.0, tools.heart.server_now() - case.claim.arrived_ns / 1e9), 3)

@@ -44,6 +44,15 @@ class Progress:
     deadline: float = float("inf")
     stopping: threading.Event = field(default_factory=threading.Event)
     cancelled_by: str = ""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds in each phase that is over."""
+    entered: float = field(default_factory=time.monotonic)
+
+    def enter(self, phase: str) -> None:
+        """Begin another phase of the work."""
+        now = time.monotonic()
+        self.spent[self.phase] = self.spent.get(self.phase, 0.0) + now - self.entered
+        self.phase, self.entered = phase, now
 
     def check(self) -> None:
         """Raise where the work should end: at every safe point."""

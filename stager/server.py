@@ -1,6 +1,5 @@
 """One instance of the daemon at work: its parts, put together, and one turn of its loop."""
 
-import json
 import os
 import random
 import threading
@@ -8,15 +7,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from stager import durable, mounts, orders, site
+from stager.board import Notice
+from stager.bulletin import STATUS_SECONDS, Bulletin
 from stager.case import Tools
 from stager.clerk import Clerk
-from stager.config import Config
+from stager.config import Config, MetricsConfig
 from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
 from stager.errors import (
@@ -25,12 +25,12 @@ from stager.errors import (
     NoSpace,
     NotNow,
     SetupError,
-    StorageError,
 )
+from stager.facts import Observer
 from stager.finish import finish
 from stager.hook import Hook
 from stager.instance import Buried, Heart
-from stager.intake import Intake, Tally
+from stager.intake import Intake
 from stager.keeper import Keeper
 from stager.lock import Locks
 from stager.marker import Marker
@@ -39,15 +39,17 @@ from stager.source import open_source
 from stager.spool import Spool
 from stager.stage import Room
 from stager.sweep import Sweeper
+from stager.tally import Tally
 from stager.visit import Visit
 from stager.watch import Wake, Watch
 
+if TYPE_CHECKING:
+    from stager.metrics import Meter
+
 log = structlog.get_logger()
 
-STATUS_SECONDS = 1.0
 WELL_SECONDS = 1.0
 """So long all must go well before it is said that the spool works again."""
-MOST_IN_STATUS = 200
 KEYS_AT_ONCE = 100
 
 
@@ -68,28 +70,37 @@ class Server:
         self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
         self.sweeper = Sweeper(self.paths, self.heart)
         self.keeper = Keeper()
+        self.bulletin = Bulletin(self.paths, self.heart, self.dispatcher, self.dropbox, config)
+        self.notice = Notice(self.paths, self.heart, self.bulletin.news)
+        self.observer = Observer(self.paths, self.bulletin)
+        self._meter: Meter | None = None
         self.buried = False
-        self.fault: str | None = None
         self._is_said = False
         self._no_beat, self._last_bad = "", 0.0
-        self._told: tuple[str | None, str] = None, ""
-        self.paused = False
         self.note = ""
         """What else a person should read in the summary."""
         self._ended = threading.Event()
         self.sign, self._pulse_sign = Sign("the daemon's loop"), Sign("the heartbeat")
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._next_rescan = self._next_status = 0.0
+        self._next_rescan = 0.0
         self._dead: set[str] = set()
         self._cloned: set[str] = set()
         self._freeing: set[str] = set()
         self._keys: list[str] = []
-        self._last_scan = time.time()
 
     @property
     def tally(self) -> Tally:
         """What this instance answered."""
         return self.dispatcher.intake.tally
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the spool."""
+        return self.bulletin.fault
+
+    @fault.setter
+    def fault(self, fault: str | None) -> None:
+        self.bulletin.fault = fault
 
     def start(self) -> None:
         """Appear among the instances and begin to look."""
@@ -97,12 +108,13 @@ class Server:
             self.heart.register()
             self._pulse.start()
             self.watch.arm()
+        self.bulletin.mode = self.watch.mode
+        self.notice.start()
         for misfit in site.check_modes(self.paths, os.geteuid()):
             log.warning(str(misfit))
         for notice in mounts.notices((self.paths.spool, self.paths.static, self.paths.results)):
             log.warning(str(notice))
-        if self.config.metrics != Config.model_fields["metrics"].default:
-            log.warning("metrics is read, but not used by this version yet")
+        self._measure()
         log.info(
             "watching the drop box",
             spool=str(self.paths.spool), mode=self.watch.mode, filesystem=self.watch.kind,
@@ -120,9 +132,9 @@ class Server:
             with durable.storage():
                 if self.clerk.obey():
                     self._look_for_pause()
-                self.dispatcher.turn(claim=not self.paused)
+                self.dispatcher.turn(claim=not self.bulletin.paused)
                 self.spool.touch_published()
-                self._publish_status()
+                self.bulletin.publish()
             if trouble := self._no_beat or self.dispatcher.unread() or self.clerk.trouble():
                 self._say_fault(trouble)
                 return
@@ -141,7 +153,7 @@ class Server:
             self.fault, self._is_said = None, False
             self.dispatcher.spool_is_faulty = False
             with suppress(OSError):
-                self._publish_status()
+                self.bulletin.publish()
 
     def wait(self) -> None:
         """Wait for an event, a worker's end, or the time something is due."""
@@ -150,7 +162,7 @@ class Server:
             self.watch.wait(random.uniform(0.5, 1.0))
             return
         server_now = self.heart.server_now()
-        takes_in = self.dispatcher.takes_in and not self.paused
+        takes_in = self.dispatcher.takes_in and not self.bulletin.paused
         due = min(
             self.dropbox.next_due() if takes_in else float("inf"),
             self.dispatcher.backlog.next_wake(server_now),
@@ -175,7 +187,7 @@ class Server:
     def _is_idle(self) -> bool:
         if self.fault or self.dispatcher.running:
             return False
-        if self.paused:
+        if self.bulletin.paused:
             return True
         with durable.storage():
             if self.dispatcher.backlog.entries or self.dropbox.settling()[0]:
@@ -199,22 +211,24 @@ class Server:
 
     def reconfigure(self, config: Config) -> None:
         """Work by another configuration from the next job on."""
-        self.config = self.room.config = config
+        self.config = self.room.config = self.bulletin.config = config
         self.hook.command = config.on_done
         self.dropbox.settle = config.settle
         self.dispatcher.reconfigure(self._tools())
+        self._measure()
 
     def stop(self) -> None:
         """Give back what is unstarted, end the rest at a safe point, disappear."""
         self.dispatcher.stop()
         self.keeper.stop()
+        self.notice.stop(self.config.heartbeat)
         self.watch.disarm()
         try:
             with durable.storage():
                 self.dispatcher.close()
                 self.spool.touch_last()
                 self._end_pulse()
-                durable.discard(self._status_path)
+                self.bulletin.withdraw()
                 if self.locks.free_left():
                     self.heart.leave()
         except (MachineFault, Buried) as e:
@@ -222,6 +236,8 @@ class Server:
         finally:
             self._end_pulse()
         self.hook.stop()
+        if self._meter:
+            self._meter.stop()
         log.info("stopped", good=self.tally.good, bad=self.tally.bad)
 
     def abandon(self) -> None:
@@ -255,8 +271,8 @@ class Server:
         running, waiting = len(self.dispatcher.running), len(self.dispatcher.backlog.entries)
         hold = self.dispatcher.backlog.hold
         trouble = self.fault or (hold.error.message if hold else "")
-        paused = "paused" if self.paused else ""
-        scan = time.strftime("last scan %H:%M:%S", time.localtime(self._last_scan))
+        paused = "paused" if self.bulletin.paused else ""
+        scan = time.strftime("last scan %H:%M:%S", time.localtime(self.bulletin.scanned))
         counts = f"{running} active, {waiting} waiting"
         return "; ".join(filter(None, (counts, scan, self.watch.mode, paused, trouble, self.note)))
 
@@ -267,6 +283,14 @@ class Server:
             self.config, self.heart, self.spool, self.locks,
             Marker(self.paths, self.config.images), open_source(self.config), self.room, self.hook,
         )  # fmt: skip
+
+    def _measure(self) -> None:
+        """Give metrics away, if anybody wants them."""
+        if self._meter or self.config.metrics != MetricsConfig():
+            from stager.metrics import Meter  # noqa: PLC0415 (0.1 s that not all need to pay)
+
+            self._meter = self._meter or Meter(self.observer.facts)
+            self._meter.reconfigure(self.config.metrics)
 
     def _beat(self) -> None:
         """Beat and look at the others, until the end; the heartbeat thread."""
@@ -310,9 +334,9 @@ class Server:
     def _rescan(self) -> None:
         """Look at what no event tells: the directories, the dead, unfinished answers, leftovers."""
         site.check(self.config)
-        self._last_scan = time.time()
-        with durable.storage():
+        with durable.storage(), self.tally.scanning():
             self.watch.arm()
+            self.bulletin.mode = self.watch.mode
             self._look_for_pause()
             self.dispatcher.adopt()
             finish(self.spool)
@@ -328,6 +352,8 @@ class Server:
             for path in self.sweeper.sweep():
                 log.info("swept", path=str(path))
             self._keep_order()
+            self.observer.look()
+        self.bulletin.scanned_at = time.monotonic()
 
     def _keep_order(self) -> None:
         """Apply retention; sooner where requests wait for room."""
@@ -338,9 +364,9 @@ class Server:
     def _look_for_pause(self) -> None:
         hosts = {self.heart.identity.host, self.heart.identity.host.split(".")[0]}
         paused = orders.paused(self.paths, hosts)
-        if paused != self.paused:
+        if paused != self.bulletin.paused:
             log.info("paused" if paused else "resumed")
-        self.paused = paused
+        self.bulletin.paused = paused
 
     def _free_tokens(self) -> None:
         """Free what the buried held, some builds at a time: there may be many thousands."""
@@ -364,49 +390,4 @@ class Server:
             log.error(f"the spool does not work, requests wait: {fault}")
             self._is_said = self.dispatcher.spool_is_faulty = True
         with suppress(OSError):
-            self._publish_status()
-
-    @property
-    def _status_path(self) -> Path:
-        return self.paths.instances / f"{self.heart.inst}.status"
-
-    def _publish_status(self) -> None:
-        """Tell the other machines' `stager status` what we do: once a second, a fault at once."""
-        now, hold = time.monotonic(), self.dispatcher.backlog.hold
-        told = self.fault, hold.error.message if hold else ""
-        if now < self._next_status and told == self._told:
-            return
-        target, data = self._status_path, json.dumps(self._status()).encode()
-        try:
-            durable.replace(self.paths.tmp / f"{self.heart.inst}.{durable.nonce()}", target, data)
-        except OSError:
-            # Where nothing new can be made, what is there can still say so, in few bytes.
-            few = self._status() | {"reasons": {}, "active": {}, "unclaimable": {}}
-            durable.overwrite(target, json.dumps(few).encode())
-            raise
-        self._next_status, self._told = now + STATUS_SECONDS, told
-
-    def _status(self) -> dict[str, Any]:
-        backlog = self.dispatcher.backlog
-        reasons = {
-            entry.waiting.request_id: lull.reason
-            for entry in list(backlog.entries.values())[:MOST_IN_STATUS]
-            if (lull := backlog.lull(entry))
-        }
-        hold, fault = backlog.hold, None
-        if self.fault:
-            fault = {"code": StorageError.code, "message": self.fault}
-        elif hold:
-            fault = {"code": hold.error.code, "message": hold.error.message}
-        return {
-            "host": self.heart.identity.host,
-            "mode": self.watch.mode,
-            "scanned": self._last_scan,
-            "paused": self.paused,
-            "workers": self.config.workers,
-            "active": {c.claim.request_id: c.progress.view() for c in self.dispatcher.cases()},
-            "reasons": reasons,
-            "fault": fault,
-            "unclaimable": dict(list(self.dropbox.unclaimable().items())[:MOST_IN_STATUS]),
-            "answered": {"good": self.tally.good, "bad": self.tally.bad},
-        }
+            self.bulletin.publish()

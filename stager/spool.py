@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stager import durable, result
+from stager import durable, result, stuck
 from stager.durable import nonce
 from stager.errors import Problem, RequestError, StorageError, TakenOver, UnreadableRequest
 from stager.instance import Heart
@@ -24,7 +24,6 @@ from stager.result import Result, State
 
 STALE_OPEN_SECONDS = 60
 TICK_SECONDS = 0.02
-ROOMS = ("done", "failed", "cancelled")
 
 
 class StaleOpen(Exception):
@@ -66,7 +65,8 @@ class Spool:
         except OSError as e:
             odd = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENAMETOOLONG}
             if e.errno in odd and self._may_move():
-                raise NotClaimable(e.strerror) from None
+                remedy = stuck.remedy(self.paths.requests / name, e.errno)
+                raise NotClaimable(f"{e.strerror}; {remedy}") from None
             raise
         return self.accept(claim) if taken else None
 

@@ -86,7 +86,7 @@ class Staging:
 
     def stage(self, images: list[str]) -> None:
         """Stage `images`; `failures` says which of them the archive could not give, and why."""
-        self.progress.phase = "reading the directory"
+        self.progress.enter("reading the directory")
         directory, members = self._members(images)
         if not self.force:
             try:
@@ -142,9 +142,9 @@ class Staging:
         if not self.force and self._adopt(image, member):
             self.progress.total_bytes -= member.compressed
             return
-        self.progress.phase = "fetching"
+        self.progress.enter("fetching")
         file, unpacked = self._fetch_twice(image, member)
-        self.progress.phase = "publishing"
+        self.progress.enter("publishing")
         if self.force and self._is_there(image, unpacked):
             self.kept.add(image)
             return
@@ -202,7 +202,7 @@ class Staging:
                 return True
             return False
         visible = self.marker.image_path(self.build, image)
-        self.progress.phase = "checking what is there"
+        self.progress.enter("checking what is there")
         try:
             fd = os.open(visible, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -226,7 +226,7 @@ class Staging:
         sidecar = self.marker.good(self.build, image)
         if sidecar is None or sidecar.sha256 != unpacked.sha256:
             return False
-        self.progress.phase = "comparing"
+        self.progress.enter("comparing")
         fd = os.open(self.marker.image_path(self.build, image), os.O_RDONLY | os.O_CLOEXEC)
         try:
             return digest(fd, self.progress.check) == unpacked
