@@ -1,6 +1,8 @@
 """The sample configuration for nginx, in a real nginx: what is served, and what is refused."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,22 +14,22 @@ PATH = "/images/x86-alex-release/R23-2811.0.0"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, str]]:
+def site() -> Iterator[tuple[Lab, str]]:
     """Return a lab in which a build is staged, and the URL of the nginx that serves it."""
-    root = tmp_path_factory.mktemp("site")
-    for part in (root, *list(root.parents)[:2]):
-        part.chmod(0o755)
+    root = Path(tempfile.mkdtemp(prefix="watcherd-site-"))
+    root.chmod(0o755)  # nginx reads as www-data
     lab = Lab(root).init()
     lab.archive()
     try:
         with lab.running(), nginx(lab) as url:
             lab.result(lab.drop("mine", BUILD, ["test", "base"]))
-            until((root / "results/status.html").exists, "the status page")
+            until((root / "results/status.json").exists, "the status page")
             (root / "static/images/.hidden").mkdir()
             (root / "static/images/.hidden/staged").write_text("hidden\n")
             yield lab, url
     finally:
         lab.end()
+        shutil.rmtree(root)
 
 
 def test_an_image_is_served_whole_and_by_range(site: tuple[Lab, str]) -> None:
