@@ -4,6 +4,7 @@
 # make test-crash  the whole crash matrix, as a table
 # make schema the JSON Schemas and docs/reference.md, from the models
 # make install   as a service (again: upgrade; systemd/install.sh has the options); make uninstall
+# make test-nfs  the tests on real NFS; make soak-nfs  all that can happen to its machines, a table
 # WHEELS=DIR  install from wheels in a directory instead of an index
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo install uninstall test test-crash test-faults test-model soak-model screenshots schema lint format clean check-python
+.PHONY: demo install uninstall test test-crash test-faults test-model soak-model screenshots test-nfs soak-nfs schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -42,6 +43,12 @@ test: $(BIN)/.debian
 
 screenshots: $(BIN)/.debian
 	@$(BIN)/python tests/browser/screenshots.py
+
+test-nfs: $(BIN)/.debian
+	@$(BIN)/python -m pytest -q tests/nfs
+
+soak-nfs: $(BIN)/.debian
+	@PYTHONPATH=.:tests $(BIN)/python tests/nfs/soak.py $(SOAK_ARGS)
 
 schema: $(BIN)/.runtime
 	@$(BIN)/python schema/generate.py

@@ -1,0 +1,115 @@
+"""`make soak-nfs`: every scenario on real NFS, again and again; prints a table.
+
+usage: soak.py [--times N] [--versions 4.2,3] [--only WORD]. NFS_RESULTS in the environment names a
+file that the rows are written to as JSON, added up over runs (the tests write theirs, too).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cost
+import scenarios
+from network import Machines, cluster, one_kernel
+from traffic import make_builds
+from verdict import Verdict
+
+COLUMNS = ("requests", "lost", "answered_twice", "wrong", "partial_reads", "double_staging")
+Scenario = Callable[[Any], Verdict]
+ONE_KERNEL: dict[str, Scenario] = {
+    "two machines": scenarios.plain,
+    "three machines": partial(scenarios.plain, hosts=("a", "b", "c")),
+    "cut off for less than the lease": partial(scenarios.cut, seconds=scenarios.SHORT_CUT),
+    "cut off for longer than the lease": partial(scenarios.cut, seconds=scenarios.LONG_CUT),
+    "worker stopped past the lease, at each step": scenarios.stopped,
+    "daemon killed, machine unplugged": scenarios.killed,
+    "server stops and starts": scenarios.server_stops,
+    "one machine id": scenarios.same_id,
+    "cost of coordination": cost.measure,
+}
+CLUSTER: dict[str, Scenario] = {
+    "two machines (a kernel each)": scenarios.plain,
+    "a clock an hour off, and jumping": scenarios.clocks,
+    "server loses power": scenarios.server_stops,
+    "cut off for longer than the lease (a kernel each)": partial(
+        scenarios.cut, seconds=scenarios.LONG_CUT
+    ),
+    "machine loses power for good": scenarios.killed,
+}
+
+
+def note(scenario: str, version: str, verdict: Verdict) -> None:
+    """Add a run to the results file, if one is wanted."""
+    if path := os.environ.get("NFS_RESULTS"):
+        with Path(path).open("a") as out:
+            row = {"scenario": scenario, "version": version, **verdict.as_dict()}
+            out.write(json.dumps(row) + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the runs as a Markdown table, those of one scenario and version in one row."""
+    heads = ("scenario", "NFS", "runs", *COLUMNS, "reads", "recovered within")
+    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    for key in dict.fromkeys((row["scenario"], row["version"]) for row in rows):
+        runs = [row for row in rows if (row["scenario"], row["version"]) == key]
+        sums = [sum(row[column] for row in runs) for column in (*COLUMNS, "reads")]
+        longest = max(row["recovered_seconds"] for row in runs)
+        lines.append(" | ".join(map(str, (*key, len(runs), *sums, f"{longest} s"))))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+@contextmanager
+def laboratory() -> Iterator[Path]:
+    """Have a directory for guests, with archives in it."""
+    lab = Path(tempfile.mkdtemp(prefix="watcherd-nfs-"))
+    lab.chmod(0o755)
+    make_builds(lab)
+    try:
+        yield lab
+    finally:
+        shutil.rmtree(lab)
+
+
+def run_one(name: str, scenario: Scenario, machines: Machines) -> dict[str, Any]:
+    """Run a scenario once; a failure is a row, too."""
+    print(f"NFS {machines.version}: {name} ...", flush=True)
+    try:
+        verdict = scenario(machines)
+    except AssertionError as e:
+        traceback.print_exc()
+        verdict = Verdict(problems=[f"{e}"])
+    note(name, machines.version, verdict)
+    print(f"    struck: {verdict.struck}")
+    print(f"    {verdict.recovered_seconds} s: {verdict.problems or 'good'}", flush=True)
+    return {"scenario": name, "version": machines.version, **verdict.as_dict()}
+
+
+def main() -> int:
+    """Run all that is wanted; exit 1 if anything was not as it must be."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--versions", default="4.2,3")
+    parser.add_argument("--only", default="")
+    chosen = parser.parse_args()
+    rows = []
+    for version in chosen.versions.split(","):
+        for make, kinds in ((one_kernel, ONE_KERNEL), (cluster, CLUSTER)):
+            wanted = {name: s for name, s in kinds.items() if chosen.only in name}
+            for name, scenario in [*wanted.items()] * chosen.times:
+                with laboratory() as lab, make(lab, version) as machines:
+                    rows.append(run_one(name, scenario, machines))
+    print(table(rows))
+    return int(any(row["problems"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
