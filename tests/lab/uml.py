@@ -107,20 +107,25 @@ class Guest:
         process, self._process = self._process, None
         if process is None:
             return
-        for pid in _session(process.pid):
+        for pid in [*_heirs(process.pid), process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait(10)
 
 
-def _session(leader: int) -> Iterator[int]:
-    """Yield the processes of a session that we started."""
+def _heirs(pid: int) -> Iterator[int]:
+    """Yield the processes that a process started, and those that they started."""
+    children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-                if int(fields[3]) == leader:
-                    yield int(entry.name)
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    unseen = [pid]
+    while unseen:
+        for child in children.get(unseen.pop(), []):
+            unseen.append(child)
+            yield child
 
 
 class Network:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -86,7 +87,7 @@ class Fleet:
     def read(self, machine: str) -> None:
         """Have flags and images read all the time."""
         static = f"/mnt/{machine}/{self.name}/static"
-        known = self.lab / "known.json"
+        known = self.machines.home / "known.json"
         out = f"/run/{self.name}/reader.json"
         pid = self._background(machine, "guest_read.py", static, str(known), out)
         self.watchers["read"] = (machine, pid)
@@ -100,13 +101,9 @@ class Fleet:
         there = f"/mnt/{host}/{self.name}"
         return {
             **{name: f"{there}/{name}" for name in ("spool", "static", "results")},
-            "archive": {"source": "directory", "directory": str(self.lab_of(host) / "archive")},
+            "archive": {"source": "directory", "directory": str(self.machines.home / "archive")},
             "settle": "0.5s", "min_free": "0", "heartbeat": HEARTBEAT, "lease": LEASE,
         }  # fmt: skip
-
-    def lab_of(self, _host: str) -> Path:
-        """Return where a machine finds the archives."""
-        return self.lab
 
     def config(self, host: str) -> str:
         """Return a machine's configuration file."""
@@ -181,15 +178,18 @@ class Fleet:
     def drop(self, asks: Sequence[Ask], seconds: float = 0.0) -> None:
         """Have requests dropped, each side's by a process of its own; goes on meanwhile."""
         self.asks.extend(asks)
-        listed = self.lab / f"{self.name}-{next(_numbers)}.json"
-        listed.write_text(json.dumps([asdict(ask) | {"text": ask.text} for ask in asks]))
+        listed = f"/run/{self.name}-{next(_numbers)}.json"
+        text = shlex.quote(json.dumps([asdict(ask) | {"text": ask.text} for ask in asks]))
         for side in sorted({ask.side for ask in asks}):
             home = self.root if side == "srv" else f"/mnt/{side}/{self.name}"
             words = [sys.executable, str(HERE / "guest_drop.py"), f"{home}/spool/requests"]
-            words += [str(listed), side, str(seconds)]
+            words += [listed, side, str(seconds)]
             user = f"setpriv --reuid {PEOPLE} --regid {PEOPLE} --clear-groups"
             log = f"/run/{self.name}.drop.{side}.log"
-            self.run(side, f"{user} {shlex.join(words)} >> {log} 2>&1 < /dev/null &")
+            self.run(
+                side,
+                f"echo {text} > {listed}; {user} {shlex.join(words)} >> {log} 2>&1 < /dev/null &",
+            )
 
     def answered(self) -> int:
         """Return how many answers there are, as the server's disk has it."""
@@ -228,6 +228,7 @@ class Fleet:
         self.run("srv", f"tar -C {EXPORT} -cf {self.lab}/{self.name}.tar {self.name}")
         subprocess.run(["tar", "-C", self.lab, "-xf", f"{self.lab}/{self.name}.tar"], check=True)
         home = self.lab / self.name
+        shutil.copy(self.machines.home / "known.json", home)
         (home / "reader.json").write_text(self.run("r", f"cat /run/{self.name}/reader.json"))
         for host in self.hosts:
             (home / f"{host}.log").write_text(self.log(host))

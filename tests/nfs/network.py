@@ -22,6 +22,8 @@ DISK_MB = 768
 class Machines(Protocol):
     """What a scenario may do to machines."""
 
+    home: Path
+    """What was there before the machines were switched on: archives, and what is known of them."""
     lab: Path
     """Shared by the host and the server."""
     version: str
@@ -40,7 +42,8 @@ class OneKernel:
     """All machines in one guest, told apart by network namespaces."""
 
     def __init__(self, lab: Path, version: str, clients: tuple[str, ...] = CLIENTS) -> None:
-        self.lab, self.version = lab, version
+        self.home = self.lab = lab
+        self.version = version
         mounts = "".join(f"nfs_client {n}; nfs_mount {n} /mnt/{n} {version}\n" for n in clients)
         setup = f"{WARM_UP}nfs_server\n{mounts}"
         self.guest = Guest(lab, setup, disk_mb=DISK_MB, memory_mb=1024)
@@ -60,7 +63,7 @@ class OneKernel:
 class Cluster:
     """A guest with a kernel of its own for each machine."""
 
-    def __init__(self, lab: Path, version: str, clients: tuple[str, ...] = CLIENTS) -> None:
+    def __init__(self, lab: Path, version: str, clients: tuple[str, ...] = ("a", "b", "r")) -> None:
         self.version = version
         names = ["srv", *clients]
         self.network = Network(names)
@@ -71,7 +74,7 @@ class Cluster:
             )
             for name in names
         }  # fmt: skip
-        self.lab = lab / "srv"
+        self.home, self.lab = lab, lab / "srv"
 
     def _setup(self, name: str) -> str:
         card = "ip addr add $(address {0})/24 dev vec0; ip link set vec0 up; hostname lab-{0}\n"

@@ -7,12 +7,14 @@ file that the rows are written to as JSON, added up over runs (the tests write t
 import argparse
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from verdict import Verdict
 
 COLUMNS = ("requests", "lost", "answered_twice", "wrong", "partial_reads", "double_staging")
 Scenario = Callable[[Any], Verdict]
+Make = Callable[[Path, str], AbstractContextManager[Machines]]
 ONE_KERNEL: dict[str, Scenario] = {
     "two machines": scenarios.plain,
     "three machines": partial(scenarios.plain, hosts=("a", "b", "c")),
@@ -98,12 +101,18 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--versions", default="4.2,3")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="a regular expression")
+    parser.add_argument("--lab", choices=("one", "each"), help="one kernel for all, or for each")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     rows = []
     for version in chosen.versions.split(","):
-        for make, kinds in ((one_kernel, ONE_KERNEL), (cluster, CLUSTER)):
-            wanted = {name: s for name, s in kinds.items() if chosen.only in name}
+        labs: dict[str, tuple[Make, dict[str, Scenario]]] = {
+            "one": (one_kernel, ONE_KERNEL),
+            "each": (cluster, CLUSTER),
+        }
+        for make, kinds in [labs[chosen.lab]] if chosen.lab else labs.values():
+            wanted = {name: s for name, s in kinds.items() if re.search(chosen.only, name)}
             for name, scenario in [*wanted.items()] * chosen.times:
                 with laboratory() as lab, make(lab, version) as machines:
                     rows.append(run_one(name, scenario, machines))

@@ -101,7 +101,7 @@ def _answers(home: Path, asks: list[Ask], events: list[Event], verdict: Verdict)
 
 def _images(home: Path, verdict: Verdict) -> None:
     """See that the tree holds just the wanted images, whole, and flags that are true."""
-    for directory, images in known(home.parent).items():
+    for directory, images in known(home).items():
         path = home / "static" / directory
         there = {p.name for p in path.iterdir()} if path.is_dir() else set()
         good = set()
