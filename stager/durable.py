@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -96,11 +97,13 @@ def write_new(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) 
 
     Nothing stays behind where that fails.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
             with _at(path):
-                os.fchmod(fd, mode)
+                # Asked first: on NFS that is known from the creation, and setting it is a call.
+                if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+                    os.fchmod(fd, mode)
                 view = memoryview(data)
                 while view:
                     view = view[os.write(fd, view) :]
@@ -184,8 +187,9 @@ def make_dir(path: Path) -> None:
     Nobody else makes one of that name: one that is there was made by a call whose reply was lost.
     """
     with suppress(FileExistsError):
-        os.mkdir(path)
-    os.chmod(path, 0o755)
+        os.mkdir(path, 0o755)
+    if stat.S_IMODE(os.lstat(path).st_mode) != 0o755:
+        os.chmod(path, 0o755)
 
 
 def make_dirs(path: Path, below: Path) -> None:
@@ -205,7 +209,7 @@ def make_dirs(path: Path, below: Path) -> None:
 
 
 def sync_dir(path: Path) -> None:
-    """Make the names in a directory durable (on NFS they already are: the call costs nothing)."""
+    """Make the names in a directory durable. On NFS they are already, and opening it is a call."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with _at(path):

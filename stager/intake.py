@@ -5,6 +5,7 @@ even while every worker is busy.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from stager.tally import Tally
 log = structlog.get_logger()
 
 UNREAD_SECONDS = 5
+BATCH = 8
 
 
 @dataclass(slots=True)
@@ -37,17 +39,34 @@ class Intake:
     _said: set[str] = field(default_factory=set)
 
     def dropped(self, limit: int) -> Iterator[Case]:
-        """Claim up to `limit` settled files; yield those that need a worker."""
-        for name in self.dropbox.settled(limit):
+        """Claim up to `limit` settled files; yield those that need a worker.
+
+        Some at a time, so that on NFS one listing tells of all of them what was claimed.
+        """
+        names = self.dropbox.settled(limit)
+        for start in range(0, len(names), BATCH):
+            claims: deque[Claim] = deque()
             try:
-                claim = self.tools.spool.take(name)
-            except NotClaimable as e:
-                if self.dropbox.skip(name, str(e)):
-                    log.warning("can't claim an entry of the drop box", entry=name, reason=str(e))
-                continue
-            self.dropbox.claimed(name)
-            if claim and (case := self.admit(claim)):
-                yield case
+                for name in names[start : start + BATCH]:
+                    if claim := self._claim(name):
+                        claims.append(claim)
+                seen = self.tools.spool.inodes() if claims else None
+                while claims:
+                    if case := self.admit(claims.popleft(), seen):
+                        yield case
+            finally:
+                for claim in claims:
+                    self.tools.spool.drop(claim)
+
+    def _claim(self, name: str) -> Claim | None:
+        try:
+            claim = self.tools.spool.take(name)
+        except NotClaimable as e:
+            if self.dropbox.skip(name, str(e)):
+                log.warning("can't claim an entry of the drop box", entry=name, reason=str(e))
+            return None
+        self.dropbox.claimed(name)
+        return claim
 
     def orphans(self) -> Iterator[Case]:
         """Take up the claims of the dead, and ours that no worker holds."""
@@ -69,10 +88,10 @@ class Intake:
         if fault:
             raise fault
 
-    def admit(self, claim: Claim) -> Case | None:
+    def admit(self, claim: Claim, seen: dict[str, int] | None = None) -> Case | None:
         """Read a claim of ours; None: it is answered, or gone."""
         with self._held(claim):
-            case = self.read(claim)
+            case = self.read(claim, seen)
             if case is None:
                 return None
             case.started_at = self.tools.heart.server_now()
@@ -90,12 +109,12 @@ class Intake:
             self.tools.spool.drop(claim)
             raise
 
-    def read(self, claim: Claim) -> Case | None:
+    def read(self, claim: Claim, seen: dict[str, int] | None = None) -> Case | None:
         """Read a claimed request; `error` is set where it can't be acted on, None: it is gone."""
         spool, uid = self.tools.spool, 0
         try:
             uid = spool.submitter(claim)
-            dropped = spool.read(claim)
+            dropped = spool.read(claim, seen)
         except FileNotFoundError:
             spool.drop(claim)
             return None

@@ -50,6 +50,7 @@ log = structlog.get_logger()
 
 WELL_SECONDS = 1.0
 """So long all must go well before it is said that the spool works again."""
+ORDERS_SECONDS = 1.0
 KEYS_AT_ONCE = 100
 
 
@@ -82,7 +83,7 @@ class Server:
         self._ended = threading.Event()
         self.sign, self._pulse_sign = Sign("the daemon's loop"), Sign("the heartbeat")
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._next_rescan = 0.0
+        self._next_rescan = self._next_orders = 0.0
         self._dead: set[str] = set()
         self._cloned: set[str] = set()
         self._freeing: set[str] = set()
@@ -130,7 +131,7 @@ class Server:
                 self._next_rescan = now + self.watch.jittered_rescan()
                 self._rescan()
             with durable.storage():
-                if self.clerk.obey():
+                if self._may_have_orders(now) and self.clerk.obey():
                     self._look_for_pause()
                 self.dispatcher.turn(claim=not self.bulletin.paused)
                 self.spool.touch_published()
@@ -391,3 +392,10 @@ class Server:
             self._is_said = self.dispatcher.spool_is_faulty = True
         with suppress(OSError):
             self.bulletin.publish()
+
+    def _may_have_orders(self, now: float) -> bool:
+        """Whether to look for orders in this turn: where no event tells, each look is a listing."""
+        if self.watch.mode != "inotify" and now < self._next_orders:
+            return False
+        self._next_orders = now + ORDERS_SECONDS
+        return True

@@ -130,8 +130,11 @@ class Spool:
         """Have a claim of ours count so many starts when it is adopted: a fault ended its work."""
         self._starts[claim.id] = starts
 
-    def read(self, claim: Claim) -> Dropped:
-        """Read an accepted claim; raise RequestError for what can't be a request file."""
+    def read(self, claim: Claim, seen: dict[str, int] | None = None) -> Dropped:
+        """Read an accepted claim; raise RequestError for what can't be a request file.
+
+        `seen`: what `inodes` told after the claim was accepted, where that is known.
+        """
         path = self._active(claim)
         there = os.lstat(path)
         if not stat.S_ISREG(there.st_mode):
@@ -145,7 +148,7 @@ class Spool:
             raise UnreadableRequest([Problem("the file can't be read: chmod a+r")]) from None
         with os.fdopen(fd, "rb") as f:
             opened = os.fstat(f.fileno())
-            self._check_inode(claim, opened.st_ino)
+            self._check_inode(claim, opened.st_ino, seen)
             if opened.st_nlink > 1 and not opened.st_mode & 0o004:
                 hint = "copy it, don't link it: the file has a second name, and is not public"
                 raise RequestError([Problem("a hard link to a file that is not public")], hint)
@@ -158,14 +161,21 @@ class Spool:
         """Return the uid that dropped a claimed request: the file's owner."""
         return os.lstat(self._active(claim)).st_uid
 
-    def _check_inode(self, claim: Claim, inode: int) -> None:
-        """On NFS a cached name can open the file that was there before: ask a fresh listing."""
+    def inodes(self) -> dict[str, int] | None:
+        """Return which inode each name in active/ has, from a fresh listing; asked on NFS only."""
         if not self.nfs:
-            return
+            return None
         durable.set_time(self.paths.active)
         with os.scandir(self.paths.active) as entries:
-            inodes = {entry.name: entry.inode() for entry in entries}
-        if inodes.get(str(claim)) != inode:
+            return {entry.name: entry.inode() for entry in entries}
+
+    def _check_inode(self, claim: Claim, inode: int, seen: dict[str, int] | None) -> None:
+        """On NFS a cached name can open the file that was there before: ask a fresh listing.
+
+        A listing from before the open will do: nobody else renames to an accepted name.
+        """
+        seen = seen or self.inodes()
+        if seen is not None and seen.get(str(claim)) != inode:
             raise StaleOpen(str(claim))
 
     # -- moving on -----------------------------------------------------------------------------
@@ -206,8 +216,8 @@ class Spool:
             durable.discard(self.paths.private / str(claim))
             raise TakenOver(f"{claim} is no longer ours")
         # Both: a power loss must not leave the claim in two places, or in none.
-        durable.sync_dir(room)
-        durable.sync_dir(self.paths.active)
+        self._sync(room)
+        self._sync(self.paths.active)
         self.publish(claim)
 
     def write_answer(self, claim: Claim, answer: Result) -> None:
@@ -223,7 +233,7 @@ class Spool:
             raise StorageError("an answer that was just written is gone")
         if not durable.remove_tree(desk):
             raise StorageError("a directory that an answer was written in can't be removed")
-        durable.sync_dir(self.paths.private)
+        self._sync(self.paths.private)
 
     def publish(self, claim: Claim) -> None:
         """Make a committed claim's answer visible; whoever does it, it happens once."""
@@ -233,7 +243,7 @@ class Spool:
         except OSError:
             if private.name in durable.listing(self.paths.private):
                 raise
-        durable.sync_dir(self.paths.results)
+        self._sync(self.paths.results)
         self.note_published(self.paths.results)
 
     def note_published(self, directory: Path) -> None:
@@ -296,6 +306,10 @@ class Spool:
 
     def _active(self, claim: Claim) -> Path:
         return self.paths.active / str(claim)
+
+    def _sync(self, directory: Path) -> None:
+        if not self.nfs:
+            durable.sync_dir(directory)
 
     def _room(self, state: State) -> Path:
         if state is State.CANCELLED:

@@ -2,7 +2,8 @@
 
 usage: guest_stop.py MARKS STEP[,STEP...] WATCHERD [OPTION...]. Python tells of every rename, link
 and open before it is made (audit events): there the thread that is about to make the call sends
-itself the signal, so not one more instruction of watcherd runs. MARKS/<STEP> says where it was.
+itself the signal, so not one more instruction of watcherd runs. It stops at a step only once there
+is MARKS/<STEP>.armed; MARKS/<STEP> says where it was.
 """
 
 import json
@@ -71,6 +72,8 @@ class Stopper:
         try:
             with self.lock:
                 if not self.steps or not STEPS[self.steps[0]](event, args):
+                    return
+                if not (self.marks / f"{self.steps[0]}.armed").exists():
                     return
                 step = self.steps.pop(0)
             if step == "streaming":

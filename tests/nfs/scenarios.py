@@ -118,6 +118,7 @@ class _Stop:
     def play(self) -> None:
         """Have it stopped, taken over and continued."""
         run = self.run
+        run.run("a", f"touch /run/{run.name}/{self.step}.armed")
         dropped = self._drop_until_stopped()
         start = time.monotonic()
         more = make_asks(f"{self.step}-more", max(0, self.count - dropped), ("b",))
