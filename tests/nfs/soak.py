@@ -1,7 +1,8 @@
 """`make soak-nfs`: every scenario on real NFS, again and again; prints a table.
 
-usage: soak.py [--times N] [--versions 4.2,3] [--only WORD]. NFS_RESULTS in the environment names a
-file that the rows are written to as JSON, added up over runs (the tests write theirs, too).
+usage: soak.py [--times N] [--versions 4.2,3] [--lab one|each] [--only REGEX] or --rows FILE.
+NFS_RESULTS in the environment names a file that every run is added to, a line of JSON (the tests
+add theirs, too); --rows prints the table of such a file.
 """
 
 import argparse
@@ -60,13 +61,14 @@ def note(scenario: str, version: str, verdict: Verdict) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the runs as a Markdown table, those of one scenario and version in one row."""
-    heads = ("scenario", "NFS", "runs", *COLUMNS, "reads", "recovered within")
+    heads = ("scenario", "NFS", "runs", "not good", *COLUMNS, "reads", "recovered within")
     lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
     for key in dict.fromkeys((row["scenario"], row["version"]) for row in rows):
         runs = [row for row in rows if (row["scenario"], row["version"]) == key]
         sums = [sum(row[column] for row in runs) for column in (*COLUMNS, "reads")]
         longest = max(row["recovered_seconds"] for row in runs)
-        lines.append(" | ".join(map(str, (*key, len(runs), *sums, f"{longest} s"))))
+        counts = (len(runs), sum(bool(row["problems"]) for row in runs), *sums)
+        lines.append(" | ".join(map(str, (*key, *counts, f"{longest} s"))))
     return "\n".join(f"| {line} |" for line in lines)
 
 
@@ -103,7 +105,11 @@ def main() -> int:
     parser.add_argument("--versions", default="4.2,3")
     parser.add_argument("--only", default="", help="a regular expression")
     parser.add_argument("--lab", choices=("one", "each"), help="one kernel for all, or for each")
+    parser.add_argument("--rows", type=Path)
     chosen = parser.parse_args()
+    if chosen.rows:
+        print(table([json.loads(line) for line in chosen.rows.read_text().splitlines()]))
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     rows = []
     for version in chosen.versions.split(","):

@@ -32,18 +32,18 @@ def nothing_is_wrong(machines: OneKernel, scenario: str, verdict: Verdict) -> No
     assert (*counts, verdict.partial_reads, verdict.double_staging) == (0,) * 5
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_200_requests_from_two_machines_are_answered_once(machines: OneKernel) -> None:
     nothing_is_wrong(machines, "two machines", scenarios.plain(machines))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_machine_cut_off_past_the_lease_loses_nothing(machines: OneKernel) -> None:
     verdict = scenarios.cut(machines, scenarios.LONG_CUT, count=60)
     nothing_is_wrong(machines, "cut off for longer than the lease", verdict)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_worker_that_was_stopped_and_taken_over_publishes_nothing(machines: OneKernel) -> None:
     verdict = scenarios.stopped(machines, ("link", "commit"), count=40)
     nothing_is_wrong(machines, "worker stopped past the lease", verdict)

@@ -166,4 +166,4 @@ def test_the_table_adds_up_the_runs_of_a_scenario() -> None:
     runs = [Verdict(requests=200, reads=5, recovered_seconds=s).as_dict() for s in (3.0, 9.5)]
     rows = [{"scenario": "cut off", "version": "4.2", **run} for run in runs]
     last = table(rows).splitlines()[-1]
-    assert last == "| cut off | 4.2 | 2 | 400 | 0 | 0 | 0 | 0 | 0 | 10 | 9.5 s |"
+    assert last == "| cut off | 4.2 | 2 | 0 | 400 | 0 | 0 | 0 | 0 | 0 | 10 | 9.5 s |"
