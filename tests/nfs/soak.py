@@ -2,7 +2,7 @@
 
 usage: soak.py [--times N] [--versions 4.2,3] [--lab one|each] [--only REGEX] or --rows FILE.
 NFS_RESULTS in the environment names a file that every run is added to, a line of JSON (the tests
-add theirs, too); --rows prints the table of such a file.
+add theirs, too); --rows prints the table of such a file. --keep DIR keeps the daemons' logs.
 """
 
 import argparse
@@ -94,8 +94,19 @@ def run_one(name: str, scenario: Scenario, machines: Machines) -> dict[str, Any]
         verdict = Verdict(problems=[f"{e}"])
     note(name, machines.version, verdict)
     print(f"    struck: {verdict.struck}")
-    print(f"    {verdict.recovered_seconds} s: {verdict.problems or 'good'}", flush=True)
+    print(
+        f"    {verdict.recovered_seconds} s, at most {verdict.most_starts} starts: "
+        f"{verdict.problems or 'good'}",
+        flush=True,
+    )
     return {"scenario": name, "version": machines.version, **verdict.as_dict()}
+
+
+def keep(machines: Machines, place: Path) -> None:
+    """Copy logs and events to where they stay."""
+    place.mkdir(parents=True)
+    for path in [*machines.lab.glob("*/*.log"), *machines.lab.glob("*.events")]:
+        shutil.copy(path, place)
 
 
 def main() -> int:
@@ -106,6 +117,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a regular expression")
     parser.add_argument("--lab", choices=("one", "each"), help="one kernel for all, or for each")
     parser.add_argument("--rows", type=Path)
+    parser.add_argument("--keep", type=Path)
     chosen = parser.parse_args()
     if chosen.rows:
         print(table([json.loads(line) for line in chosen.rows.read_text().splitlines()]))
@@ -122,6 +134,8 @@ def main() -> int:
             for name, scenario in [*wanted.items()] * chosen.times:
                 with laboratory() as lab, make(lab, version) as machines:
                     rows.append(run_one(name, scenario, machines))
+                    if chosen.keep:
+                        keep(machines, chosen.keep / f"{version}-{len(rows)}")
     print(table(rows))
     return int(any(row["problems"] for row in rows))
 

@@ -34,6 +34,8 @@ class Verdict:
     double_staging: int = 0
     reads: int = 0
     stale: int = 0
+    most_starts: int = 0
+    """How often the most unlucky request was started."""
     seconds: float = 0.0
     recovered_seconds: float = 0.0
     struck: str = ""
@@ -78,8 +80,10 @@ def read_events(path: Path) -> list[Event]:
 
 def _answers(home: Path, asks: list[Ask], events: list[Event], verdict: Verdict) -> None:
     """See that every request has one answer, that it is right, and that it ended once."""
-    claims = (Claim.parse(p.name) for room in ENDED for p in (home / "spool" / room).iterdir())
-    ended = Counter(claim.file for claim in claims if claim)
+    names = (p.name for room in ENDED for p in (home / "spool" / room).iterdir())
+    claims = [claim for claim in map(Claim.parse, names) if claim]
+    ended = Counter(claim.file for claim in claims)
+    verdict.most_starts = max((claim.a for claim in claims), default=0)
     published = Counter(n for _, place, kind, n in events if (place, kind) == ("results", "to"))
     for ask in asks:
         path = home / "results" / f"{ask.name}.yaml"
