@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, until
+from lab import BUILD, FILES, Lab, until
 
 from stager import durable
+from stager.archive import DirectorySource
 from stager.config import load_config
 from stager.doctor import examine
+from stager.layout import parse_build
+from stager.marker import Marker
+from stager.progress import Progress
 from stager.spool import StaleOpen
+from stager.stage import Room, Staging
 
 
 def counter(lab: Lab) -> int:
@@ -72,6 +77,31 @@ def test_a_name_that_leads_to_a_replaced_file_is_looked_up_again(
     stale[:] = [errno.ESTALE] * 9
     with pytest.raises(OSError, match="Stale"):
         durable.read_file(tmp_path / "flag")
+
+
+def test_an_image_that_a_cache_hid_is_not_replaced(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visible, build = lab.image("test"), parse_build(BUILD, frozenset(FILES.values()))
+    visible.parent.mkdir(parents=True)
+    visible.write_bytes(lab.archive()[FILES["test"]])
+    inode, peer, config = visible.stat().st_ino, lab.peer(), load_config(lab.config, {})
+    real, hidden = os.open, [True]
+
+    def open_hidden(path: Any, *args: Any, **options: Any) -> int:
+        if hidden and path == visible:
+            hidden.clear()
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return real(path, *args, **options)
+
+    archive = DirectorySource(lab.root / "archive").look(build, lambda _: None)
+    marker, room = Marker(config.paths, config.images), Room(config.paths.static, config)
+    with peer.locks.take(build.key) as work:
+        staging = Staging(build, work, archive, marker, room, peer.heart, Progress(), "1-a")
+        monkeypatch.setattr(os, "open", open_hidden)
+        staging.stage(["test"])
+    assert not hidden
+    assert (visible.stat().st_ino, lab.flag()) == (inode, ["test"])
 
 
 def test_the_doctor_knows_the_files_of_an_nfs_client(lab: Lab) -> None:

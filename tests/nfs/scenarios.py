@@ -10,7 +10,7 @@ from traffic import BUILDS, FRESH, IMAGES, Ask, make_asks
 from verdict import Event, Verdict, judge, read_events
 
 MARGIN_SECONDS = 120.0
-"""More than a lease, until what was interrupted goes on; on a crowded host even a boot takes long."""
+"""More than a lease, until what was interrupted goes on; on a crowded host all takes long."""
 WORK_SECONDS = 240.0
 """So long may 200 requests take where nothing happens, or after it did."""
 STEPS = ("claim", "accept", "start", "token", "streaming", "link", "sidecar", "flag", "release",
