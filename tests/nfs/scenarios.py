@@ -7,7 +7,9 @@ from contextlib import suppress
 from fleet import LEASE, Fleet, fleet, until
 from network import Cluster, Machines, OneKernel
 from traffic import BUILDS, FRESH, IMAGES, Ask, make_asks
-from verdict import Event, Verdict, judge, read_events
+from verdict import Event, Verdict, answered_at, judge, read_events
+
+from stager.layout import Claim
 
 MARGIN_SECONDS = 120.0
 """More than a lease, until what was interrupted goes on; on a crowded host all takes long."""
@@ -176,15 +178,16 @@ def killed(machines: Machines, count: int = 200) -> Verdict:
         else:
             machines.cut("a")
             run.signal("a", "KILL")
-        gone = time.monotonic()
+        gone = run.clock()
         del run.pids["a"]
-        held = run.run("srv", f"ls {run.root}/spool/active | grep -c {inst}; true")
-        assert int(held) > 0, "it held nothing"
-        run.await_answers(WORK_SECONDS + LEASE)
-        recovered = time.monotonic() - gone
+        names = run.run("srv", f"ls {run.root}/spool/active | grep {inst}; true").split()
+        held = [claim.result_file for claim in map(Claim.parse, names) if claim]
+        assert held, "it held nothing"
         run.hosts = ("b",)
-        verdict = end(run, MARGIN_SECONDS, lambda: recovered)
-        verdict.struck = f"it held {held} claims"
+        verdict = end(run, LEASE + WORK_SECONDS)
+        answered = answered_at(read_events(run.lab / f"{run.name}.events"))
+        verdict.recovered_seconds = round(max(answered[name] for name in held) - gone, 1)
+        verdict.struck = f"it held {len(held)} claims; all were answered that long after"
         if isinstance(machines, OneKernel):
             machines.heal("a")
         return verdict

@@ -167,9 +167,3 @@ def _image_events(events: list[Event], kinds: set[str]) -> Iterator[tuple[str, s
 def answered_at(events: list[Event]) -> dict[str, float]:
     """Return when each answer appeared, by the server's monotonic clock."""
     return {n: t for t, place, kind, n in reversed(events) if (place, kind) == ("results", "to")}
-
-
-def dropped_at(events: list[Event]) -> dict[str, float]:
-    """Return when each request was dropped, by the same clock."""
-    there = (("spool/requests", "to"), ("spool/requests", "there"))
-    return {n: t for t, place, kind, n in reversed(events) if (place, kind) in there}
