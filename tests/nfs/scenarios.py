@@ -173,12 +173,12 @@ def killed(machines: Machines, count: int = 200) -> Verdict:
         run.drop(make_asks("kill", count, ("b",)), seconds=3)
         inst = instance(run, "a")
         until(lambda: inst in run.run("srv", f"ls {run.root}/spool/active"), "a claim of a", 60)
+        gone = run.clock()
         if isinstance(machines, Cluster):
             machines.guests["a"].cut_power()
         else:
             machines.cut("a")
             run.signal("a", "KILL")
-        gone = run.clock()
         del run.pids["a"]
         names = run.run("srv", f"ls {run.root}/spool/active | grep {inst}; true").split()
         held = [claim.result_file for claim in map(Claim.parse, names) if claim]
