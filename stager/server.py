@@ -83,7 +83,7 @@ class Server:
         self._ended = threading.Event()
         self.sign, self._pulse_sign = Sign("the daemon's loop"), Sign("the heartbeat")
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._next_rescan = self._next_orders = 0.0
+        self._next_rescan = self._next_orders = self._next_sweep = 0.0
         self._dead: set[str] = set()
         self._cloned: set[str] = set()
         self._freeing: set[str] = set()
@@ -350,11 +350,18 @@ class Server:
                 log.info("an instance is gone", instance=inst)
                 self._dead.add(inst)
             self._free_tokens()
-            for path in self.sweeper.sweep():
-                log.info("swept", path=str(path))
+            self._sweep()
             self._keep_order()
             self.observer.look()
         self.bulletin.scanned_at = time.monotonic()
+
+    def _sweep(self) -> None:
+        """Sweep, some times in a lease: leftovers are in nobody's way, and looking costs calls."""
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + self.config.lease / 3
+            for path in self.sweeper.sweep():
+                log.info("swept", path=str(path))
 
     def _keep_order(self) -> None:
         """Apply retention; sooner where requests wait for room."""
