@@ -89,11 +89,12 @@ def measure(machines: Machines) -> Verdict:
         alone = [Ask(f"alone-{n}", n, ("test",), "srv", False) for n in range(ALONE)]
         singly = [spend(run, [ask], idle) for ask in alone]
         costs["staged, alone"] = {
-            name: round(sum(each.get(name, 0) for each in singly) / ALONE, 1) for name in singly[0]
+            name: round(sum(each.get(name, 0) for each in singly) / ALONE, 1)
+            for name in sorted({name for each in singly for name in each})
         }
         for name, cost in costs.items():
             print(f"    {name}: {cost}")
-            said.append(f"{name} {cost['calls']:.0f} calls")
+            said.append(f"{name} {cost.get('calls', 0):.0f} calls")
         run.read("r")
         run.drop(make_asks("more", 20, run.hosts))
         verdict = end(run, 60)
