@@ -20,6 +20,8 @@ from stager.layout import Paths
 from stager.request import Request
 
 STATUS_SECONDS = 1.0
+OLD_SECONDS = 10.0
+"""So long nothing is written where nothing but the time of the scan has changed."""
 MOST_IN_STATUS = 200
 
 
@@ -40,6 +42,7 @@ class Bulletin:
     """When the last scan ended well, by our own clock."""
     _next: float = 0.0
     _told: dict[str, str] | None = None
+    _content: dict[str, Any] = field(default_factory=dict)
 
     def publish(self) -> None:
         """Write it, once a second; a fault is told at once, and so is its end."""
@@ -47,6 +50,9 @@ class Bulletin:
         if now < self._next and fault == self._told:
             return
         target, view = self._path, self.view()
+        content = view | {"scanned": 0}
+        if content == self._content and now < self._next + OLD_SECONDS:
+            return
         tmp = self.paths.tmp / f"{self.heart.inst}.{durable.nonce()}"
         try:
             durable.replace(tmp, target, json.dumps(view).encode())
@@ -55,7 +61,7 @@ class Bulletin:
             few = view | {"reasons": {}, "wanted": {}, "active": {}, "unclaimable": {}}
             durable.overwrite(target, json.dumps(few).encode())
             raise
-        self._next, self._told = now + STATUS_SECONDS, fault
+        self._next, self._told, self._content = now + STATUS_SECONDS, fault, content
 
     @property
     def _path(self) -> Path:
