@@ -101,8 +101,6 @@ def _states(paths: Paths) -> Iterator[Finding]:
             if name.startswith(NFS_OPEN):
                 continue
             parsed = Waiting.parse(name) if room == "waiting" else Claim.parse(name)
-            if name.startswith(".nfs"):
-                continue  # an NFS client's own: what was removed while it was open there
             if parsed is None:
                 yield Finding("names", f"{room}/{name!a}", "not ours: move it elsewhere")
             elif not (isinstance(parsed, Claim) and parsed.g == 0):
