@@ -23,6 +23,7 @@ from stager.tally import Tally
 log = structlog.get_logger()
 
 UNREAD_SECONDS = 5
+ANSWERED_AT_ONCE = 32
 
 
 @dataclass(slots=True)
@@ -35,9 +36,15 @@ class Intake:
     unread: dict[str, str] = field(default_factory=dict)
     """The requests that could not be read since one could, and why."""
     _said: set[str] = field(default_factory=set)
+    _answers: list[Case] | None = None
+    """Those that wait for others to share their syncs; None: nobody would come."""
 
-    def dropped(self, limit: int) -> Iterator[Case]:
-        """Claim up to `limit` settled files; yield those that need a worker."""
+    def dropped(self, limit: int) -> list[Case]:
+        """Claim up to `limit` settled files; return those that need a worker."""
+        with self._answering():
+            return list(self._dropped(limit))
+
+    def _dropped(self, limit: int) -> Iterator[Case]:
         for name in self.dropbox.settled(limit):
             try:
                 claim = self.tools.spool.take(name)
@@ -80,6 +87,16 @@ class Intake:
                 self.settle(case, case.error)
                 return None
             return None if self._answered_at_once(case) else case
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Keep what can be answered at once, some at a time: they share the syncs."""
+        self._answers = []
+        try:
+            yield
+        finally:
+            answers, self._answers = self._answers, None
+            self._answer_all(answers)
 
     @contextmanager
     def _held(self, claim: Claim) -> Iterator[None]:
@@ -186,8 +203,25 @@ class Intake:
                     return False
         except MachineFault:
             return False
-        self._answer(case, lambda: job.answer(self.tools, case))
+        if self._answers is None:
+            self._answer_all([case])
+            return True
+        self._answers.append(case)
+        if len(self._answers) >= ANSWERED_AT_ONCE:
+            answers, self._answers = self._answers, []
+            self._answer_all(answers)
         return True
+
+    def _answer_all(self, cases: list[Case]) -> None:
+        if not cases:
+            return
+        try:
+            job.answer_all(self.tools, cases)
+        finally:
+            for case in cases:
+                self.tools.spool.drop(case.claim)
+                if case.is_answered:
+                    self.tally.answered(case)
 
     def _answer(self, case: Case, call: Callable[[], None]) -> None:
         try:
