@@ -191,17 +191,19 @@ class DropBox:
     def settling(self) -> tuple[list[str], list[str]]:
         """Return the names that are still settling, and those that keep changing."""
         quiet = [name for name, file in self._files.items() if file.changes < 2]
-        return quiet, [name for name in self._files if name not in quiet]
+        return quiet, [name for name, file in self._files.items() if file.changes >= 2]
 
     def next_due(self) -> float:
         """Return the seconds until a file may be settled; infinite where none is settling."""
         if self._full:
             return float("inf")
         now = self._clock()
-        dues = [f.since + self._patience(n, f) - now for n, f in self._files.items()]
+        if self._ready:
+            return 0.0
         if len(self.seen) > WINDOW:
-            dues = [self._next_window - now]
-        return 0.0 if self._ready else max(0.0, min(dues, default=float("inf")))
+            return max(0.0, self._next_window - now)
+        dues = [f.since + self._patience(n, f) - now for n, f in self._files.items()]
+        return max(0.0, min(dues, default=float("inf")))
 
     def _forget(self, there: set[str], now: float) -> None:
         self._files = {n: file for n, file in self._files.items() if n in there}

@@ -6,6 +6,7 @@ looked up to decide who owns what. So every source name is used once and every d
 can be made by one caller only.
 """
 
+import base64
 import errno
 import os
 import re
@@ -13,8 +14,8 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from stager.errors import NoSpace, StorageError
@@ -45,12 +46,11 @@ STALE_PAUSES = (0.0, 0.01, 0.1)
 """Seconds between looks at a name whose cached file is gone from the server."""
 PASSING = _FULL | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EROFS}
 """Errors that go away by themselves, or when somebody mends the filesystem or makes room."""
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 def nonce() -> str:
     """Return 8 letters or digits (40 random bits) for a name that is used once."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+    return base64.b32encode(secrets.token_bytes(5)).decode().lower()
 
 
 @contextmanager
@@ -138,6 +138,28 @@ def overwrite(path: Path, data: bytes) -> None:
             os.ftruncate(fd, len(data))
         finally:
             os.close(fd)
+
+
+def write_all_new(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Create and write files as `write_new` does; sync them once all are written.
+
+    The first sync then takes most of the others' work with it.
+    """
+    written: list[Path] = []
+    with ExitStack() as opened:
+        try:
+            fds = []
+            for path, data in files:
+                write_new(path, data, sync=False)
+                written.append(path)
+                fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                opened.callback(os.close, fds[-1])
+            for fd in fds:
+                os.fsync(fd)
+        except OSError:
+            for path in written:
+                discard(path)
+            raise
 
 
 def discard(path: Path) -> None:

@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 UNREAD_SECONDS = 5
 BATCH = 8
+ANSWERED_AT_ONCE = 32
 
 
 @dataclass(slots=True)
@@ -37,26 +38,32 @@ class Intake:
     unread: dict[str, str] = field(default_factory=dict)
     """The requests that could not be read since one could, and why."""
     _said: set[str] = field(default_factory=set)
+    _answers: list[Case] | None = None
+    """Those that wait for others to share their syncs; None: nobody would come."""
 
     def dropped(self, limit: int) -> Iterator[Case]:
         """Claim up to `limit` settled files; yield those that need a worker.
 
         Some at a time, so that on NFS one listing tells of all of them what was claimed.
         """
-        names = self.dropbox.settled(limit)
-        for start in range(0, len(names), BATCH):
-            claims: deque[Claim] = deque()
-            try:
-                for name in names[start : start + BATCH]:
-                    if claim := self._claim(name):
-                        claims.append(claim)
-                seen = self.tools.spool.inodes() if claims else None
-                while claims:
-                    if case := self.admit(claims.popleft(), seen):
-                        yield case
-            finally:
-                for claim in claims:
-                    self.tools.spool.drop(claim)
+        with self._answering():
+            names = self.dropbox.settled(limit)
+            for start in range(0, len(names), BATCH):
+                yield from self._claimed(names[start : start + BATCH])
+
+    def _claimed(self, names: list[str]) -> Iterator[Case]:
+        claims: deque[Claim] = deque()
+        try:
+            for name in names:
+                if claim := self._claim(name):
+                    claims.append(claim)
+            seen = self.tools.spool.inodes() if claims else None
+            while claims:
+                if case := self.admit(claims.popleft(), seen):
+                    yield case
+        finally:
+            for claim in claims:
+                self.tools.spool.drop(claim)
 
     def _claim(self, name: str) -> Claim | None:
         try:
@@ -99,6 +106,16 @@ class Intake:
                 self.settle(case, case.error)
                 return None
             return None if self._answered_at_once(case) else case
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Keep what can be answered at once, some at a time: they share the syncs."""
+        self._answers = []
+        try:
+            yield
+        finally:
+            answers, self._answers = self._answers, None
+            self._answer_all(answers)
 
     @contextmanager
     def _held(self, claim: Claim) -> Iterator[None]:
@@ -205,8 +222,25 @@ class Intake:
                     return False
         except MachineFault:
             return False
-        self._answer(case, lambda: job.answer(self.tools, case))
+        if self._answers is None:
+            self._answer_all([case])
+            return True
+        self._answers.append(case)
+        if len(self._answers) >= ANSWERED_AT_ONCE:
+            answers, self._answers = self._answers, []
+            self._answer_all(answers)
         return True
+
+    def _answer_all(self, cases: list[Case]) -> None:
+        if not cases:
+            return
+        try:
+            job.answer_all(self.tools, cases)
+        finally:
+            for case in cases:
+                self.tools.spool.drop(case.claim)
+                if case.is_answered:
+                    self.tally.answered(case)
 
     def _answer(self, case: Case, call: Callable[[], None]) -> None:
         try:

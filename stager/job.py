@@ -34,6 +34,7 @@ from stager.hook import Call
 from stager.instance import Buried
 from stager.lock import Work
 from stager.request import PRIORITIES, Request
+from stager.result import Result
 from stager.stage import Staging
 
 log = structlog.get_logger()
@@ -227,13 +228,29 @@ def deferral_seconds(starts: int) -> float:
 
 
 def answer(tools: Tools, case: Case) -> None:
-    """Commit the claim with its answer, and say so in the log."""
-    case.learnt_at = tools.heart.server_now()
-    result = make_result(tools, case)
-    case.progress.enter("answering")
-    tools.spool.answer(case.claim, result)
-    case.is_answered, case.state = True, result.state.value
-    case.code = result.error.code if result.error else ""
+    """Commit the claim with its answer, and say so in the log; TakenOver: it is not ours."""
+    answer_all(tools, [case])
+    if not case.is_answered:
+        raise TakenOver(f"{case.claim} is no longer ours")
+
+
+def answer_all(tools: Tools, cases: list[Case]) -> None:
+    """Answer several; those that are not ours any more stay unanswered."""
+    results: list[tuple[Case, Result]] = []
+    for case in cases:
+        case.learnt_at = tools.heart.server_now()
+        results.append((case, make_result(tools, case)))
+        case.progress.enter("answering")
+    committed = tools.spool.answer_all([(case.claim, result) for case, result in results])
+    for case, result in results:
+        case.is_answered = case.claim in committed
+        if case.is_answered:
+            case.state = result.state.value
+            case.code = result.error.code if result.error else ""
+            _say(tools, case, result)
+
+
+def _say(tools: Tools, case: Case, result: Result) -> None:
     target = str(tools.marker.paths.static / result.target) if result.target else ""
     tools.hook.call(Call(result, tools.spool.paths.results / case.claim.result_file, target))
     seconds = round(max(0.0, tools.heart.server_now() - case.claim.arrived_ns / 1e9), 3)

@@ -27,6 +27,7 @@ from stager.errors import (
     SetupError,
 )
 from stager.facts import Observer
+from stager.fetch import Room
 from stager.finish import finish
 from stager.hook import Hook
 from stager.instance import Buried, Heart
@@ -37,7 +38,6 @@ from stager.marker import Marker
 from stager.progress import Sign
 from stager.source import open_source
 from stager.spool import Spool
-from stager.stage import Room
 from stager.sweep import Sweeper
 from stager.tally import Tally
 from stager.visit import Visit

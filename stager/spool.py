@@ -53,6 +53,8 @@ class Spool:
         self._published: dict[Path, float] = {}
         self._starts: dict[str, int] = {}
         """The starts that count of claims which a fault kept from being put back."""
+        self._parsed: dict[str, Waiting | None] = {}
+        """What the names of the last listing of waiting/ say."""
 
     # -- claiming ------------------------------------------------------------------------------
 
@@ -203,48 +205,68 @@ class Spool:
         return waiting if moved else None
 
     def answer(self, claim: Claim, answer: Result) -> None:
-        """Write the result privately, commit the claim, publish the result: in this order.
+        """Answer one claim; TakenOver: somebody else will answer."""
+        if not self.answer_all([(claim, answer)]):
+            raise TakenOver(f"{claim} is no longer ours")
 
-        The commit is the one rename that decides; TakenOver: somebody else will answer.
+    def answer_all(self, answers: list[tuple[Claim, Result]]) -> set[Claim]:
+        """Write the results privately, commit the claims, publish the results: in this order.
+
+        Each step is on disk for all of them before any takes the next: a directory is synced once.
+        The commit is the one rename that decides; returned are the claims that were still ours.
         """
-        self.write_answer(claim, answer)
+        self.write_answers(answers)
         self.heart.confirm()
-        room = self._room(answer.state)
-        committed = durable.move(self._active(claim), room / str(claim))
+        committed = [claim for claim, answer in answers if self._commit(claim, answer.state)]
+        # Both ends: a power loss must not leave a claim in two places, or in none.
+        for room in {self._room(answer.state) for claim, answer in answers if claim in committed}:
+            self._sync(room)
+        if committed:
+            self._sync(self.paths.active)
+        self.publish_all(committed)
+        return set(committed)
+
+    def _commit(self, claim: Claim, state: State) -> bool:
+        committed = durable.move(self._active(claim), self._room(state) / str(claim))
         self.drop(claim)
         if not committed:
             durable.discard(self.paths.private / str(claim))
-            raise TakenOver(f"{claim} is no longer ours")
-        # Both: a power loss must not leave the claim in two places, or in none.
-        self._sync(room)
-        self._sync(self.paths.active)
-        self.publish(claim)
+        return committed
 
-    def write_answer(self, claim: Claim, answer: Result) -> None:
-        """Write an answer privately and synced.
+    def write_answers(self, answers: list[tuple[Claim, Result]]) -> None:
+        """Write answers privately and synced.
 
-        It is made in a directory that is gone before the answer counts: so duplicates of its making
+        They are made in a directory that is gone before they count: so duplicates of their making
         that are executed late (NFSv3) can't put an empty one in its place, in private/ or results/.
         """
         desk = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
         durable.make_dir(desk)
-        durable.write_new(desk / "answer", result.to_yaml(answer, claim))
-        if not durable.move(desk / "answer", self.paths.private / str(claim)):
-            raise StorageError("an answer that was just written is gone")
+        new = [desk / str(number) for number in range(len(answers))]
+        texts = [result.to_yaml(answer, claim) for claim, answer in answers]
+        durable.write_all_new(zip(new, texts, strict=True))
+        for file, (claim, _) in zip(new, answers, strict=True):
+            if not durable.move(file, self.paths.private / str(claim)):
+                raise StorageError("an answer that was just written is gone")
         if not durable.remove_tree(desk):
             raise StorageError("a directory that an answer was written in can't be removed")
         self._sync(self.paths.private)
 
     def publish(self, claim: Claim) -> None:
         """Make a committed claim's answer visible; whoever does it, it happens once."""
-        private = self.paths.private / str(claim)
-        try:
-            os.rename(private, self.paths.results / claim.result_file)
-        except OSError:
-            if private.name in durable.listing(self.paths.private):
-                raise
-        self._sync(self.paths.results)
-        self.note_published(self.paths.results)
+        self.publish_all([claim])
+
+    def publish_all(self, claims: list[Claim]) -> None:
+        """Make committed claims' answers visible."""
+        for claim in claims:
+            private = self.paths.private / str(claim)
+            try:
+                os.rename(private, self.paths.results / claim.result_file)
+            except OSError:
+                if private.name in durable.listing(self.paths.private):
+                    raise
+        if claims:
+            self._sync(self.paths.results)
+            self.note_published(self.paths.results)
 
     def note_published(self, directory: Path) -> None:
         """Remember that others should see a change of a directory they read."""
@@ -270,7 +292,10 @@ class Spool:
 
     def waiting(self) -> list[Waiting]:
         """Return all waiting requests, from a fresh listing."""
-        return [w for w in map(Waiting.parse, durable.listing(self.paths.waiting)) if w]
+        old, self._parsed = self._parsed, {}
+        for name in durable.listing(self.paths.waiting):
+            self._parsed[name] = old[name] if name in old else Waiting.parse(name)
+        return [waiting for waiting in self._parsed.values() if waiting]
 
     def active(self) -> list[Claim]:
         """Return all claims, from a fresh listing."""

@@ -13,7 +13,7 @@ from lab import BUILD, ROOT, Lab
 LAYERS = (
     # names, errors, and the few things that know nothing of the others
     {"errors", "identity", "layout", "log", "service", "snapshot", "stuck", "trial", "words"},
-    {"durable", "mounts", "plot", "progress", "yamltext", "zipdir"},
+    {"ahead", "durable", "mounts", "plot", "progress", "yamltext", "zipdir"},
     # what `stager probe` asks a filesystem
     {"presence"},
     {"meeting"},
@@ -26,7 +26,8 @@ LAYERS = (
     # the rooms of the work
     {"archive", "dropbox", "inflate", "lock", "orders", "result", "site"},
     {"backlog", "gcs", "lately", "marker", "page", "spool", "sweep"},
-    {"again", "finish", "hook", "source", "stage"},
+    {"again", "fetch", "finish", "hook", "source"},
+    {"stage"},
     # the walk of one request, then of all of them
     {"case"},
     {"answer", "status", "tally", "watch"},

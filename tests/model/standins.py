@@ -22,7 +22,7 @@ from model.nfsclient import Client
 from model.turns import Process, Scheduler, current
 
 MODULES = (
-    "backlog", "dispatch", "dropbox", "durable", "finish", "gc", "inflate", "instance",
+    "backlog", "dispatch", "dropbox", "durable", "fetch", "finish", "gc", "inflate", "instance",
     "intake", "job",
     "keeper", "lock", "marker", "orders", "clerk", "progress", "prune", "result", "server", "site",
     "spool", "stage", "sweep", "watch",
@@ -276,6 +276,7 @@ def installed(world: Scheduler, root: str, living: Callable[[str, int], bool]) -
     """Give the product's modules this world for the length of a block."""
     osl, clock = Os(root), Time(world)
     threads = SimpleNamespace(
+        get_native_id=lambda: 0,
         Lock=lambda: turns.Lock(world),
         Event=lambda: turns.Event(world),
         Thread=lambda target, args=(), name="", daemon=False: turns.Thread(  # noqa: ARG005
@@ -289,7 +290,7 @@ def installed(world: Scheduler, root: str, living: Callable[[str, int], bool]) -
 
     replaced: dict[str, Any] = {
         "os": osl, "time": clock, "threading": threads, "random": world.rng, "wait_for": wait_for,
-        "secrets": SimpleNamespace(choice=world.rng.choice, token_hex=lambda n: "0" * 2 * n),
+        "secrets": SimpleNamespace(token_bytes=world.rng.randbytes, token_hex=lambda n: "00" * n),
         "shutil": SimpleNamespace(rmtree=rmtree(osl)),
         "filesystem_kind": lambda _path: "nfs",
     }  # fmt: skip
