@@ -12,11 +12,12 @@ from stager import durable
 from stager.archive import DirectorySource
 from stager.config import load_config
 from stager.doctor import examine
-from stager.fetch import Room, Staging
+from stager.fetch import Room
 from stager.layout import parse_build
 from stager.marker import Marker
 from stager.progress import Progress
 from stager.spool import StaleOpen
+from stager.stage import Staging
 
 
 def counter(lab: Lab) -> int:
