@@ -2,7 +2,6 @@
 
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +21,6 @@ from stager.dropbox import DropBox
 from stager.errors import (
     CredentialsRefused,
     MachineFault,
-    NoSpace,
     NotNow,
     SetupError,
 )
@@ -32,10 +30,11 @@ from stager.finish import finish
 from stager.hook import Hook
 from stager.instance import Buried, Heart
 from stager.intake import Intake
-from stager.keeper import Keeper
 from stager.lock import Locks
 from stager.marker import Marker
 from stager.progress import Sign
+from stager.pulse import Pulse
+from stager.rounds import Rounds
 from stager.source import open_source
 from stager.spool import Spool
 from stager.sweep import Sweeper
@@ -51,7 +50,6 @@ log = structlog.get_logger()
 WELL_SECONDS = 1.0
 """So long all must go well before it is said that the spool works again."""
 ORDERS_SECONDS = 1.0
-KEYS_AT_ONCE = 100
 
 
 class Server:
@@ -69,30 +67,29 @@ class Server:
         tools = self._tools()
         self.dispatcher = Dispatcher(tools, Intake(tools, self.dropbox), wake.set)
         self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
-        self.sweeper = Sweeper(self.paths, self.heart)
-        self.keeper = Keeper()
+        self.rounds = Rounds(Sweeper(self.paths, self.heart))
         self.bulletin = Bulletin(self.paths, self.heart, self.dispatcher, self.dropbox, config)
         self.notice = Notice(self.paths, self.heart, self.bulletin.news)
         self.observer = Observer(self.paths, self.bulletin)
         self._meter: Meter | None = None
-        self.buried = False
+        self._is_buried = False
         self._is_said = False
-        self._no_beat, self._last_bad = "", 0.0
+        self._last_bad = 0.0
         self.note = ""
         """What else a person should read in the summary."""
-        self._ended = threading.Event()
-        self.sign, self._pulse_sign = Sign("the daemon's loop"), Sign("the heartbeat")
-        self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._next_rescan = self._next_orders = self._next_sweep = 0.0
-        self._dead: set[str] = set()
-        self._cloned: set[str] = set()
-        self._freeing: set[str] = set()
-        self._keys: list[str] = []
+        self.sign = Sign("the daemon's loop")
+        self.pulse = Pulse(self.heart, self._is_our_spool, self._hear_pulse)
+        self._next_rescan = self._next_orders = 0.0
 
     @property
     def tally(self) -> Tally:
         """What this instance answered."""
         return self.dispatcher.intake.tally
+
+    @property
+    def buried(self) -> bool:
+        """Whether the others took this instance for dead."""
+        return self._is_buried or self.pulse.buried
 
     @property
     def fault(self) -> str | None:
@@ -106,8 +103,7 @@ class Server:
     def start(self) -> None:
         """Appear among the instances and begin to look."""
         with durable.storage():
-            self.heart.register()
-            self._pulse.start()
+            self.pulse.start()
             self.watch.arm()
         self.bulletin.mode = self.watch.mode
         self.notice.start()
@@ -136,13 +132,13 @@ class Server:
                 self.dispatcher.turn(claim=not self.bulletin.paused)
                 self.spool.touch_published()
                 self.bulletin.publish()
-            if trouble := self._no_beat or self.dispatcher.unread() or self.clerk.trouble():
+            if trouble := self.pulse.trouble or self.dispatcher.unread() or self.clerk.trouble():
                 self._say_fault(trouble)
                 return
         except (MachineFault, SetupError, NotNow) as e:
             self._say_fault(self._what_is_wrong() or str(e))
         except Buried:
-            self.buried = self._is_our_spool()
+            self._is_buried = self._is_our_spool()
         except Exception:
             log.exception("a fault of ours in the daemon's loop")
             self.fault = self.fault or "a fault in watcherd; see the log"
@@ -221,21 +217,21 @@ class Server:
     def stop(self) -> None:
         """Give back what is unstarted, end the rest at a safe point, disappear."""
         self.dispatcher.stop()
-        self.keeper.stop()
+        self.rounds.keeper.stop()
         self.notice.stop(self.config.heartbeat)
         self.watch.disarm()
         try:
             with durable.storage():
                 self.dispatcher.close()
                 self.spool.touch_last()
-                self._end_pulse()
+                self.pulse.end()
                 self.bulletin.withdraw()
                 if self.locks.free_left():
                     self.heart.leave()
         except (MachineFault, Buried) as e:
             log.warning(f"stopped, but could not sign off: {e}")
         finally:
-            self._end_pulse()
+            self.pulse.end()
         self.hook.stop()
         if self._meter:
             self._meter.stop()
@@ -245,17 +241,12 @@ class Server:
         """Let go of everything, where the spool did not even let us begin."""
         self.dispatcher.pool.shutdown()
         self.watch.disarm()
-        self._end_pulse()
-
-    def _end_pulse(self) -> None:
-        self._ended.set()
-        if self._pulse.is_alive():
-            self._pulse.join(self.config.heartbeat)
+        self.pulse.end()
 
     def signs(self) -> list[Sign]:
         """Return the signs of life of all threads that must get on."""
         working = [case.progress.sign for case in self.dispatcher.cases()]
-        return [self.sign, self._pulse_sign, *working]
+        return [self.sign, self.pulse.sign, *working]
 
     def places(self) -> dict[str, Callable[[], object]]:
         """Return for each place of storage a question that its server must answer."""
@@ -293,32 +284,11 @@ class Server:
             self._meter = self._meter or Meter(self.observer.facts)
             self._meter.reconfigure(self.config.metrics)
 
-    def _beat(self) -> None:
-        """Beat and look at the others, until the end; the heartbeat thread."""
-        while not self._ended.wait(self._until_next_beat()):
-            self._pulse_sign.step()
-            try:
-                self.heart.beat()
-                self.heart.observe()
-                self._no_beat = ""
-            except Buried:
-                if not self._is_our_spool():
-                    self.heart.bad_sample()
-                    continue
-                self.buried = True
-                self.dispatcher.stop()
-                self.watch.wake.set()
-                return
-            except OSError as e:
-                self.heart.bad_sample()
-                if not self._no_beat:
-                    self.watch.wake.set()
-                self._no_beat = f"no heartbeat, the others may take this machine for dead: {e}"
-
-    def _until_next_beat(self) -> float:
-        seconds = self.config.heartbeat * random.uniform(0.9, 1.0)
-        self._pulse_sign.rest(seconds)
-        return seconds
+    def _hear_pulse(self) -> None:
+        """Wake the loop, as the heartbeat has met something; the heartbeat's thread."""
+        if self.pulse.buried:
+            self.dispatcher.stop()
+        self.watch.wake.set()
 
     def _is_our_spool(self) -> bool:
         """Whether our heartbeat file is missed in our own spool, not in another in its place."""
@@ -342,32 +312,13 @@ class Server:
             self.dispatcher.adopt()
             finish(self.spool)
             self.clerk.look_for_leftovers()
-            busy = {claim.inst for claim in self.spool.active()}
-            for inst in self.heart.cloned() - self._cloned:
-                self._cloned.add(inst)
-                log.warning("two machines have one machine id: give each its own", instance=inst)
-            for inst in self.heart.bury(busy):
-                log.info("an instance is gone", instance=inst)
-                self._dead.add(inst)
-            self._free_tokens()
-            self._sweep()
-            self._keep_order()
+            self.rounds.go(self._visit(), self.dispatcher.backlog.hold)
             self.observer.look()
         self.bulletin.scanned_at = time.monotonic()
 
-    def _sweep(self) -> None:
-        """Sweep, some times in a lease: leftovers are in nobody's way, and looking costs calls."""
-        now = time.monotonic()
-        if now >= self._next_sweep:
-            self._next_sweep = now + self.config.lease / 3
-            for path in self.sweeper.sweep():
-                log.info("swept", path=str(path))
-
-    def _keep_order(self) -> None:
-        """Apply retention; sooner where requests wait for room."""
-        hold, tools = self.dispatcher.backlog.hold, self.dispatcher.tools
-        visit = Visit(self.config, self.heart, self.spool, self.locks, tools.marker)
-        self.keeper.turn(visit, hurry=hold is not None and isinstance(hold.error, NoSpace))
+    def _visit(self) -> Visit:
+        marker = self.dispatcher.tools.marker
+        return Visit(self.config, self.heart, self.spool, self.locks, marker)
 
     def _look_for_pause(self) -> None:
         hosts = {self.heart.identity.host, self.heart.identity.host.split(".")[0]}
@@ -375,16 +326,6 @@ class Server:
         if paused != self.bulletin.paused:
             log.info("paused" if paused else "resumed")
         self.bulletin.paused = paused
-
-    def _free_tokens(self) -> None:
-        """Free what the buried held, some builds at a time: there may be many thousands."""
-        self.locks.free_left()
-        if self._dead and not self._keys:
-            self._keys, self._freeing = durable.listing(self.paths.locks), set(self._dead)
-        some, self._keys = self._keys[:KEYS_AT_ONCE], self._keys[KEYS_AT_ONCE:]
-        self.locks.free_the_dead(self._freeing, some)
-        if not self._keys:
-            self._dead -= self._freeing
 
     def _new_names(self) -> list[str]:
         return [n for n in self.dropbox.seen if n not in self.dropbox.settling()[1]]

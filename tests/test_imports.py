@@ -38,7 +38,8 @@ LAYERS = (
     {"bulletin", "clerk", "visit"},
     {"adopt", "facts", "gc", "prune"},
     {"metrics"},
-    {"keeper"},
+    {"keeper", "pulse"},
+    {"rounds"},
     {"server"},
     # people
     {"client", "command", "finding", "tables"},

@@ -24,7 +24,8 @@ from model.turns import Process, Scheduler, current
 MODULES = (
     "backlog", "dispatch", "dropbox", "durable", "fetch", "finish", "gc", "inflate", "instance",
     "intake", "job",
-    "keeper", "lock", "marker", "orders", "clerk", "progress", "prune", "result", "server", "site",
+    "keeper", "lock", "marker", "orders", "clerk", "progress", "prune", "pulse", "result",
+    "rounds", "server", "site",
     "spool", "stage", "sweep", "watch",
 )  # fmt: skip
 
