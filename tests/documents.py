@@ -1,16 +1,19 @@
 """What the documents hold: blocks, commands, links, tables; for the tests that run them."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import ROOT
+from lab import ROOT, Lab
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)(?:    .*\n)+")
-INLINE = re.compile(r"`([^`]+)`")
+CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 OPTION = re.compile(r"\s*\[([^\]]+)\]")
 
@@ -43,7 +46,7 @@ def prose(path: Path) -> str:
 
 def inline(path: Path) -> list[str]:
     """Return the pieces of code in a document's sentences and tables, each on one line."""
-    return [" ".join(code.split()) for code in INLINE.findall(prose(path))]
+    return [" ".join(code.split()) for code in CODE.findall(prose(path))]
 
 
 def links(path: Path) -> list[str]:
@@ -79,3 +82,17 @@ def table(path: Path, head: str) -> dict[str, str]:
     rows = body.partition("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return {row[0]: row[1] for row in cells}
+
+
+def run(lab: Lab, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command where `stager` and `watcherd` are installed, as on a lab server."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        command, env=lab.environment() | {"PATH": path, "STAGER_CONFIG": str(lab.config)} | more,
+        timeout=90, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
+INLINE = {code: path.name for path in DOCUMENTS for code in inline(path)}
+"""Each piece of code in the sentences, with one of the documents that have it."""
