@@ -3,10 +3,11 @@
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
-from documents import BLOCKS, INLINE, Block, run
+from documents import BLOCKS, DOCUMENTS, INLINE, Block, prose, run
 from lab import BUILD, ROOT, Lab, serving
 from machines import Machine
 
@@ -145,3 +146,10 @@ def takes(code: str) -> bool:
 @pytest.mark.parametrize("code", sorted(c for c in INLINE if re.match(r"[a-z_]+: \S", c)))
 def test_a_line_of_yaml_in_a_sentence_is_taken(code: str) -> None:
     assert takes(code), f"{INLINE[code]}: {code}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_block_hides(path: Path) -> None:
+    rest = prose(path)
+    assert "```" not in rest, "a block in a list: move it out, or tell tests/documents.py"
+    assert "~~~" not in rest
