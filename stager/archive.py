@@ -8,7 +8,7 @@ where that pays, resumed where a connection broke; never the whole archive.
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -78,7 +78,7 @@ class Archive:
         """Read the zip's directory."""
         return read_directory(self.size, self._bytes)
 
-    def stream(self, member: Member, check: Check) -> Iterator[bytes]:
+    def stream(self, member: Member, check: Check) -> Generator[bytes, None, None]:
         """Yield exactly the member's compressed bytes, in order; `check` may end it.
 
         The first read begins at the local header, which tells where the data begins: no extra

@@ -181,6 +181,8 @@ class Backlog:
         seconds = min(lull.seconds * 2, LONGEST_PROBE_SECONDS) if lull and again else None
         self.set_lull(key, error, seconds or FIRST_PROBE_SECONDS)
         if key in self.suspects:
+            if is_probe:
+                self.put_off_probe(at_once=True)
             return False
         if self.hold is None:
             self.hold = Hold(error, now, now + FIRST_PROBE_SECONDS, keys={key})

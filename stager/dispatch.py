@@ -23,6 +23,7 @@ from stager.errors import (
     Expired,
     MachineFault,
     StagerError,
+    StorageError,
     Then,
 )
 from stager.intake import Intake
@@ -173,7 +174,11 @@ class Dispatcher:
         """Start the next requests, as many as there are free workers."""
         fresh, now = {case.claim.id: case for case in self.ready}, self.tools.heart.server_now()
         entries = [*self.backlog.entries.values(), *map(_as_entry, self.ready)]
-        for entry in self.backlog.in_order(e for e in entries if self._eligible(e, now)):
+        eligible = [e for e in entries if self._eligible(e, now)]
+        if hold := self.backlog.hold:
+            # Another build's than those that met the fault: it may be their own.
+            eligible = [e for e in eligible if e.key not in hold.keys] or eligible
+        for entry in self.backlog.in_order(eligible):
             if len(self.running) >= self.tools.config.workers or not self.backlog.may_start():
                 return
             if not self._eligible(entry, now) or self._still_busy(entry):
@@ -217,7 +222,13 @@ class Dispatcher:
         if hold:
             case.is_probe = hold.probing = True
         self.backlog.served(case.dropped.uid)
-        future = self.pool.submit(job.run, self.tools, case)
+        try:
+            future = self.pool.submit(job.run, self.tools, case)
+        except RuntimeError as e:
+            # Should the pool run it later, it finds its claim taken over.
+            self.tools.spool.drop(case.claim)
+            self.backlog.put_off_probe()
+            raise StorageError(f"no thread for a worker: {e}") from None
         self.running[future] = case
         future.add_done_callback(lambda _: self.wake())
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,7 @@ class Fetching:
     def _twice(self, image: str) -> Fetched:
         """Fetch again, directory entry and all, where the archive looks corrupt at first."""
         member = self.members[image]
-        with self.progress.at(image):
+        with self.progress.at(image), self.progress.sign.helped():
             try:
                 return self._once(image, member)
             except ArchiveCorrupt:
@@ -103,8 +104,9 @@ class Fetching:
         file = self.work.file()
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            chunks = self.archive.stream(member, self._check)
-            unpacked = unpack(self._watched(image, chunks, fd), member, fd)
+            # Closed here: an error that is kept would keep its buffers and threads as well.
+            with closing(self.archive.stream(member, self._check)) as chunks:
+                unpacked = unpack(self._watched(image, chunks, fd), member, fd)
             os.fchmod(fd, 0o644)
             os.fsync(fd)
         except BaseException:

@@ -32,6 +32,9 @@ def _finish_one(spool: Spool, claim: Claim, room: Path) -> None:
     except FileNotFoundError:
         return
     if result.fits(data, claim):
+        # Its owner may have died before the commit was on disk.
+        for directory in (room, spool.paths.active):
+            durable.sync_dir(directory)
         spool.publish(claim)
     else:
         # The answer was torn (a crash without a sync): the commit stands, so say so.

@@ -61,6 +61,7 @@ class Hook:
         self.command = command
         self._calls: queue.Queue[Call | None] = queue.Queue(MOST_CALLS)
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._stop_at = float("inf")
 
@@ -72,9 +73,10 @@ class Hook:
             self._calls.put_nowait(call)
         except queue.Full:
             log.warning("on_done is too slow: not called", request_id=call.result.request_id)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="on_done", daemon=True)
-            self._thread.start()
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="on_done", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         """Make the calls that are left, for STOP_SECONDS at most."""

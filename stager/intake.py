@@ -80,6 +80,7 @@ class Intake:
         spool = self.tools.spool
         fault: Exception | None = None
         for orphan in spool.orphans(spool.active()):
+            claim = None
             try:
                 claim = spool.take_over(orphan)
                 if claim and orphan.inst != self.tools.heart.inst:
@@ -87,8 +88,9 @@ class Intake:
                     log.info("took over", request_id=claim.request_id, owner=orphan.inst)
                 case = self.admit(claim) if claim else None
             except (OSError, MachineFault) as e:
-                # One of them must not keep the others waiting.
-                fault = e
+                # One of them must not keep the others waiting; a folder, nobody at all.
+                if not (claim and spool.is_folder(claim)):
+                    fault = e
                 continue
             if case:
                 yield case

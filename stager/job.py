@@ -25,6 +25,7 @@ from stager.errors import (
     ArchiveUnavailable,
     Internal,
     StagerError,
+    StorageError,
     TakenOver,
     TargetConflict,
     Then,
@@ -59,7 +60,10 @@ def run(tools: Tools, case: Case) -> None:
         settle(tools, case, e)
     except Buried:
         settle(tools, case, TakenOver("this instance was taken for dead"))
-    except Exception:
+    except Exception as e:
+        if isinstance(e, MemoryError) or "new thread" in str(e):
+            settle(tools, case, StorageError(f"no memory or thread for a worker: {e!r}"))
+            return
         log.exception("a fault of ours", request_id=case.claim.request_id)
         settle(tools, case, Internal("a fault in watcherd"))
 

@@ -119,14 +119,15 @@ class Locks:
         """
         all_free = True
         for key, until in list(self._left.items()):
-            token = max(self.tokens(key), default=None)
-            if token is not None and token.inst == self.heart.inst and not self._owner(token):
-                try:
+            try:
+                token = max(self.tokens(key), default=None)
+                if token is not None and token.inst == self.heart.inst and not self._owner(token):
                     all_free &= self.take(key).release()
-                except (BuildBusy, TakenOver):
-                    all_free = False
-            elif time.monotonic() > until:
-                self._left.pop(key, None)
+                elif time.monotonic() > until and self._left.get(key) == until:
+                    # Not if a worker has left it once more meanwhile.
+                    self._left.pop(key, None)
+            except (BuildBusy, TakenOver, OSError):
+                all_free = False
         return all_free
 
     def forget(self, token: Token) -> None:

@@ -20,6 +20,23 @@ class Sign:
     rests_until: float = 0.0
     """Until then (monotonic) it need not."""
     thread_id: int = 0
+    helpers: set[int] = field(default_factory=set)
+    """Threads that work for it, while it waits for them."""
+
+    @contextmanager
+    def helped(self) -> Iterator[None]:
+        """Have this thread work for the one that is watched, for the length of a block."""
+        thread_id = threading.get_native_id()
+        self.helpers.add(thread_id)
+        try:
+            yield
+        finally:
+            self.helpers.discard(thread_id)
+
+    @property
+    def threads(self) -> list[int]:
+        """Return the threads that may be what does not get on; helpers first."""
+        return [*self.helpers.copy(), self.thread_id]
 
     def step(self) -> None:
         """Get on; by the very thread that is watched."""

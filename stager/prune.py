@@ -19,14 +19,21 @@ def prune(visit: Visit, *, dry_run: bool = False) -> Iterator[Path]:
     rules, now = visit.config.retention, visit.heart.server_now()
     for path in _requests(visit, now - rules.requests if rules.requests else 0):
         grave = visit.spool.paths.tmp / f"{visit.heart.inst}.{durable.nonce()}"
-        if dry_run:
-            yield path
-        elif durable.move(path, grave):
-            durable.discard(grave)
+        if dry_run or _put_away(path, grave):
             yield path
     for path, ctime in _results(visit, now - rules.results if rules.results else 0):
         if dry_run or _remove_result(visit, path, ctime):
             yield path
+
+
+def _put_away(path: Path, grave: Path) -> bool:
+    """Remove a request; False: it is gone, or a folder whose owner does not let us move it."""
+    try:
+        moved = durable.move(path, grave)
+    except PermissionError:
+        return False
+    durable.discard(grave)
+    return moved
 
 
 def _requests(visit: Visit, before: float) -> list[Path]:

@@ -240,6 +240,7 @@ class Server:
     def abandon(self) -> None:
         """Let go of everything, where the spool did not even let us begin."""
         self.dispatcher.pool.shutdown()
+        self.notice.stop(0)
         self.watch.disarm()
         self.pulse.end()
 

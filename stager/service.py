@@ -14,14 +14,14 @@ def notify(*lines: str) -> bool:
         return False
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
-        # A manager that does not listen must not stop the daemon.
-        s.settimeout(SEND_SECONDS)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+            # A manager that does not listen must not stop the daemon.
+            s.settimeout(SEND_SECONDS)
             s.connect(address)
             s.sendall("\n".join(lines).encode())
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 

@@ -62,6 +62,8 @@ class Spool:
         """Claim a dropped file; None if somebody else was faster or it was withdrawn."""
         file = name if can_name_result(request_name(name)) else ""
         claim = Claim(file, nonce(), 0, 0, self.heart.inst, nonce())
+        if os.geteuid() != 0 and self._is_others_folder(self.paths.requests / name):
+            raise NotClaimable("a folder of another user, who could keep us from moving it on")
         try:
             taken = self._move(self.paths.requests / name, self.paths.active, claim)
         except OSError as e:
@@ -122,11 +124,29 @@ class Spool:
         """Claim what a dead instance (or a lost reply of ours) left in active/."""
         if claim.g == 0:
             return self.accept(claim)
-        mine = replace(claim.next(self.heart.inst, nonce()), a=self._starts.get(claim.id, claim.a))
+        # What another machine took over meanwhile counts as it says.
+        ours = claim.inst == self.heart.inst
+        starts = self._starts.get(claim.id, claim.a) if ours else claim.a
+        mine = replace(claim.next(self.heart.inst, nonce()), a=starts)
         if not self._move(self._active(claim), self.paths.active, mine):
             return None
         self._starts.pop(claim.id, None)
         return mine
+
+    def is_folder(self, claim: Claim) -> bool:
+        """Whether a claim of ours is a folder: its owner can keep it where it is (chmod)."""
+        try:
+            return stat.S_ISDIR(os.lstat(self._active(claim)).st_mode)
+        except OSError:
+            return False
+
+    @staticmethod
+    def _is_others_folder(path: Path) -> bool:
+        try:
+            there = os.lstat(path)
+        except OSError:
+            return False
+        return stat.S_ISDIR(there.st_mode) and there.st_uid != os.geteuid()
 
     def uncount(self, claim: Claim, starts: int) -> None:
         """Have a claim of ours count so many starts when it is adopted: a fault ended its work."""

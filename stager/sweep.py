@@ -61,6 +61,8 @@ class Sweeper:
 
     def _tmp(self, directory: Path, living: set[str]) -> Iterator[Path]:
         for name in durable.listing(directory):
+            if name.endswith(".order"):
+                continue  # taken, and to be answered yet: the clerk's
             m = _OWN.fullmatch(name)
             # Nothing of ours stays here for a lease but what a lost reply left.
             if not m or m["inst"] not in living or m["inst"] == self.heart.inst:

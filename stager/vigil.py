@@ -106,7 +106,11 @@ class Vigil:
 
     def _keep(self) -> None:
         while not self._ended.wait(self._every):
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # No thread or descriptor left, say: the next look may find some.
+                log.exception("a fault of ours in the watch over the threads")
 
     def look(self) -> None:
         """Take one look at every thread; ping, or have the daemon ended."""
@@ -127,7 +131,8 @@ class Vigil:
         steps, silent, idle = self._seen.get(sign, (-1, 0, 0))
         if sign.steps != steps or time.monotonic() < sign.rests_until + self._every:
             return sign.steps, 0, 0
-        excused = self._asker.waits() > self._every / 2 or _waits_for_storage(sign.thread_id)
+        outage = self._asker.waits() > self._every / 2
+        excused = outage or any(map(_waits_for_storage, sign.threads))
         return steps, silent + 1, 0 if excused else idle + 1
 
     def _judge_storage(self) -> None:
@@ -149,7 +154,7 @@ class Vigil:
         seconds = round(self._seen[sign][2] * self._every)
         log.critical(
             f"{sign.name} has stood still for {seconds} s while storage answers: a fault of ours",
-            traceback=_where(sign.thread_id),
+            traceback=_where(sign.threads[0]),
         )
         service.notify("WATCHDOG=trigger", f"STATUS={sign.name} stands still: a fault of ours")
 
