@@ -281,6 +281,7 @@ def installed(world: Scheduler, root: str, living: Callable[[str, int], bool]) -
         Thread=lambda target, args=(), name="", daemon=False: turns.Thread(  # noqa: ARG005
             world, target, args, name
         ),
+        get_native_id=lambda: 0,
     )
 
     def wait_for(futures: Any) -> None:
