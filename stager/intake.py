@@ -6,15 +6,16 @@ even while every worker is busy.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
 
 from stager import durable, job
+from stager.answer import is_staged
 from stager.case import Case, Tools
 from stager.dropbox import DropBox
-from stager.errors import Internal, MachineFault, RequestError, StagerError, Then
+from stager.errors import BuildBusy, Internal, MachineFault, RequestError, StagerError, Then
 from stager.layout import Claim, Waiting
 from stager.request import MAX_BYTES, PRIORITIES, Request, Rules, parse_request
 from stager.spool import STALE_OPEN_SECONDS, Dropped, NotClaimable, StaleOpen
@@ -196,11 +197,13 @@ class Intake:
         """
         try:
             with durable.storage():
-                if not job.is_staged(self.tools, case):
+                if not is_staged(self.tools, case):
                     return False
         except MachineFault:
             return False
-        self._answer(case, lambda: job.answer(self.tools, case))
+        # Removed while the answer was written: whoever adopts the claim stages it again.
+        with suppress(BuildBusy):
+            self._answer(case, lambda: job.answer(self.tools, case))
         return True
 
     def _answer(self, case: Case, call: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -192,13 +193,21 @@ class Spool:
         self.drop(claim)
         return waiting if moved else None
 
-    def answer(self, claim: Claim, answer: Result) -> None:
+    def answer(
+        self, claim: Claim, answer: Result, check: Callable[[], None] = lambda: None
+    ) -> None:
         """Write the result privately, commit the claim, publish the result: in this order.
 
-        The commit is the one rename that decides; TakenOver: somebody else will answer.
+        The commit is the one rename that decides; TakenOver: somebody else will answer. `check` is
+        called right before it, and raises where the answer is not true any more.
         """
         self.write_answer(claim, answer)
         self.heart.confirm()
+        try:
+            check()
+        except BaseException:
+            durable.discard(self.paths.private / str(claim))
+            raise
         room = self._room(answer.state)
         committed = durable.move(self._active(claim), room / str(claim))
         self.drop(claim)

@@ -185,6 +185,9 @@ class Fate:
         instance, rng = victim or self._victim(), self.world.rng
         if instance is None or instance.dead or instance.paused:
             return
+        if all(other.paused for other in self._running() if other is not instance):
+            # Somebody must be there to take over.
+            return
         self._count("pauses", instance.name)
         instance.paused = True
         if rng.random() < 0.6:
@@ -221,8 +224,10 @@ class Fate:
         seconds = self.world.rng.choice((10.0, 45.0))
         self._count("server away", f"{seconds}")
         for instance in self._running():
-            instance.client.cut_until = self.world.now + seconds
-        self.witness.outages.append((self.world.now, self.world.now + seconds))
+            client = instance.client
+            client.cut_until = max(client.cut_until, self.world.now + seconds)
+        before = self.witness.outages[-1][1] if self.witness.outages else 0.0
+        self.witness.outages.append((max(self.world.now, before), self.world.now + seconds))
 
     def _do_clock(self) -> None:
         if instance := self._victim():

@@ -1,11 +1,13 @@
 """The way between the clients and the server, where requests and replies get lost."""
 
 import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from model.fileserver import Disk, Handles
 from model.turns import Scheduler
+from stager.layout import Claim
 
 SOFT_SECONDS = 20.0
 """So long after an error what failed may still be done (a soft mount); less than the lease."""
@@ -46,6 +48,22 @@ class Late:
     due: float
     handles: Handles
     sent: Sent
+    inode: int
+    """What had the first name when it was sent."""
+
+    def is_out_of_reach(self, paths: list[str]) -> bool:
+        """Whether no protocol of renames can guard against this one (docs/reliability.md).
+
+        The take is the one rename whose source is a name of the user's, who may use it again. A
+        duplicate of it finds the request before still under the first name of the claim; or lands
+        there, and a duplicate of the accept, too, comes right after it.
+        """
+        source, target = (Claim.parse(os.path.basename(path)) for path in (paths[0], paths[-1]))
+        if target is None or os.path.basename(os.path.dirname(paths[-1])) != "active":
+            return False
+        if source is None:
+            return target.g == 0 and os.path.lexists(paths[-1])
+        return source.g == 0 and _inode(paths[0]) not in {0, self.inode}
 
 
 @dataclass
@@ -101,7 +119,7 @@ class Network:
         """Have a request executed later."""
         rng = self.world.rng
         due = self.world.now + min(most, rng.expovariate(1 / rng.choice((0.3, 3.0, 30.0))))
-        self.late.append(Late(due, Handles(*sent.paths), sent))
+        self.late.append(Late(due, Handles(*sent.paths), sent, _inode(sent.paths[0])))
 
     def deliver(self, *, everything: bool = False) -> None:
         """Execute the requests that were on their way until now."""
@@ -110,13 +128,23 @@ class Network:
             self._execute(late)
 
     def _execute(self, late: Late) -> None:
+        sent, outcome = late.sent, "done"
         try:
-            late.sent.execute(*late.handles.paths(), late=True)
-            outcome = "done"
+            paths = late.handles.paths()
+            if late.is_out_of_reach(paths):
+                outcome = "left out"
+            else:
+                sent.execute(*paths, late=True)
         except OSError as e:
             outcome = errno.errorcode[e.errno or 0]
         finally:
             late.handles.close()
-        self.count("executed late")
-        sent = late.sent
+        self.count("left out" if outcome == "left out" else "executed late")
         self.trace("late", sent.who, sent.call.__name__.strip("_"), *sent.paths, outcome)
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.lstat(path).st_ino
+    except FileNotFoundError:
+        return 0

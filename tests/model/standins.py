@@ -22,7 +22,7 @@ from model.nfsclient import Client
 from model.turns import Process, Scheduler, current
 
 MODULES = (
-    "backlog", "dispatch", "dropbox", "durable", "finish", "gc", "inflate", "instance",
+    "answer", "backlog", "dispatch", "dropbox", "durable", "finish", "gc", "inflate", "instance",
     "intake", "job",
     "keeper", "lock", "marker", "orders", "clerk", "progress", "prune", "result", "server", "site",
     "spool", "stage", "sweep", "watch",
@@ -245,6 +245,11 @@ class _ProcOs:
     """The `os` module where processes are told apart."""
 
     environ: ClassVar[dict[str, str]] = {}
+
+    @staticmethod
+    def kill(pid: int, _signal: int) -> None:
+        """Tell that a process which /proc does not show is not there."""
+        raise ProcessLookupError(pid)
 
     @staticmethod
     def getpid() -> int:
