@@ -48,22 +48,8 @@ class Late:
     due: float
     handles: Handles
     sent: Sent
-    inode: int
-    """What had the first name when it was sent."""
-
-    def is_out_of_reach(self, paths: list[str]) -> bool:
-        """Whether no protocol of renames can guard against this one (docs/reliability.md).
-
-        The take is the one rename whose source is a name of the user's, who may use it again. A
-        duplicate of it finds the request before still under the first name of the claim; or lands
-        there, and a duplicate of the accept, too, comes right after it.
-        """
-        source, target = (Claim.parse(os.path.basename(path)) for path in (paths[0], paths[-1]))
-        if target is None or os.path.basename(os.path.dirname(paths[-1])) != "active":
-            return False
-        if source is None:
-            return target.g == 0 and os.path.lexists(paths[-1])
-        return source.g == 0 and _inode(paths[0]) not in {0, self.inode}
+    is_duplicate: bool
+    """Whether it was executed before."""
 
 
 @dataclass
@@ -76,6 +62,8 @@ class Network:
     late: list[Late] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     trace: Callable[..., None] = lambda *_: None
+    ghosts: set[int] = field(default_factory=set)
+    """Inodes that a late duplicate made, or put where they are."""
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -107,7 +95,7 @@ class Network:
         if what:
             self.count(what)
         if what == "duplicate under way":
-            self.hold(sent)
+            self.hold(sent, is_duplicate=True)
         elif what == "error returned, done later":
             self.hold(sent, SOFT_SECONDS)
         for _ in range(times):
@@ -115,11 +103,11 @@ class Network:
         if error:
             raise OSError(errno.EIO, what, sent.paths[0])
 
-    def hold(self, sent: Sent, most: float = 1e9) -> None:
+    def hold(self, sent: Sent, most: float = 1e9, *, is_duplicate: bool = False) -> None:
         """Have a request executed later."""
         rng = self.world.rng
         due = self.world.now + min(most, rng.expovariate(1 / rng.choice((0.3, 3.0, 30.0))))
-        self.late.append(Late(due, Handles(*sent.paths), sent, _inode(sent.paths[0])))
+        self.late.append(Late(due, Handles(*sent.paths), sent, is_duplicate))
 
     def deliver(self, *, everything: bool = False) -> None:
         """Execute the requests that were on their way until now."""
@@ -131,16 +119,33 @@ class Network:
         sent, outcome = late.sent, "done"
         try:
             paths = late.handles.paths()
-            if late.is_out_of_reach(paths):
+            if late.is_duplicate and (self._is_second(paths) or _is_occupied(paths)):
                 outcome = "left out"
             else:
                 sent.execute(*paths, late=True)
+                if late.is_duplicate:
+                    self.ghosts.add(_inode(paths[-1]))
         except OSError as e:
             outcome = errno.errorcode[e.errno or 0]
         finally:
             late.handles.close()
-        self.count("left out" if outcome == "left out" else "executed late")
+        self.count("late, left out" if outcome == "left out" else "executed late")
         self.trace("late", sent.who, sent.call.__name__.strip("_"), *sent.paths, outcome)
+
+    def _is_second(self, paths: list[str]) -> bool:
+        """Whether a late duplicate would move on what another one put there: two in a row."""
+        return len(paths) > 1 and _inode(paths[0]) in self.ghosts
+
+
+def _is_occupied(paths: list[str]) -> bool:
+    """Whether a take is repeated whose first request is not accepted yet.
+
+    No protocol of renames can guard against that one: the take is the only rename whose source is
+    the user's, who must have used the NAME again within moments (docs/reliability.md says so).
+    """
+    source, target = (Claim.parse(os.path.basename(path)) for path in (paths[0], paths[-1]))
+    is_take = source is None and target is not None and target.g == 0
+    return is_take and os.path.lexists(paths[-1])
 
 
 def _inode(path: str) -> int:
