@@ -20,8 +20,6 @@ from stager.layout import Paths
 
 _ENTRY = re.compile(r"(?P<inst>[A-Za-z0-9-]+)\.(?P<count>\d+)")
 GONE_SAMPLES = 3
-LATE_BEATS = 3
-"""A look that comes so many heartbeats after the one before is late: it condemns nobody."""
 
 
 class Buried(Exception):
@@ -109,7 +107,7 @@ class Heart:
         listed = self._counts(durable.listing(self.paths.instances))
         now = time.monotonic()
         with self._lock:
-            late = self._last_sample and now - self._last_sample > LATE_BEATS * self.heartbeat
+            late = self._last_sample and now - self._last_sample > 3 * self.heartbeat
             if late or now - start > self.heartbeat:
                 self.forget_samples(now)
             self._last_sample = now
@@ -191,7 +189,7 @@ class Heart:
         )
         patience = 3 * self.heartbeat if restarted else self.lease
         # Where our own looks have stopped, what was true at the last one proves nothing.
-        looks = time.monotonic() - self._last_sample <= LATE_BEATS * self.heartbeat
+        looks = time.monotonic() - self._last_sample < self.lease / 2
         return looks and seen.samples >= GONE_SAMPLES and unchanged >= patience
 
     def _sample(self, inst: str, count: int, now: float) -> _Seen:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from lab import BUILD, Lab, Peer, until
 
-from stager.errors import TakenOver
+from stager.errors import BuildBusy, TakenOver
 from stager.finish import finish
 from stager.layout import Claim, Waiting
 from stager.result import Result, State, to_yaml
@@ -235,6 +235,21 @@ def test_an_answered_request_is_put_away_as_it_ended(lab: Lab, state: State, roo
     assert answered(lab).splitlines()[0] == f"state: {state}"
     assert yaml.safe_load((lab.root / "spool" / room / str(claim)).read_text())["build"] == BUILD
     assert lab.is_clean()
+
+
+def test_an_answer_that_is_no_longer_true_is_not_committed(lab: Lab) -> None:
+    peer = lab.peer()
+    claim = take(lab, peer)
+
+    def check() -> None:
+        assert lab.spool("private") == [str(claim)]
+        raise BuildBusy("retention")
+
+    with pytest.raises(BuildBusy):
+        peer.spool.answer(claim, answer_to(claim), check)
+    assert lab.spool("active") == [str(claim)]
+    assert lab.spool("private") == []
+    assert not (lab.root / "results/a.yaml").exists()
 
 
 def test_answers_are_readable_by_all_and_keep_nothing_back_whatever_the_umask(lab: Lab) -> None:

@@ -75,17 +75,24 @@ class Witness(Answers):
         if change.verb != "rename" or change.late:
             return
         name, place = os.path.basename(change.source), os.path.dirname(change.source)
-        if os.path.dirname(change.path) == f"{self.spool}/instances":
-            self._beats.setdefault(os.path.basename(change.path).rpartition(".")[0], []).append(
-                self.now()
-            )
+        beating, _, count = os.path.basename(change.path).rpartition(".")
+        if os.path.dirname(change.path) == f"{self.spool}/instances" and count.isdigit():
+            self._beats.setdefault(beating, []).append(self.now())
         for inst in [inst for inst in self._beats if f"{inst}." in name]:
             # Answers may be finished by anybody, and a counter that stands still is buried.
             finished = place in {f"{self.spool}/instances", f"{self.spool}/private"}
-            if change.who == inst.rpartition("-")[0] or finished:
+            if change.who == inst.rpartition("-")[0] or finished or self._is_left(place, name):
                 continue
             if self.lives(inst) and self._silence(inst) < 0.9 * self.lease:
                 self.accuse(f"promise 4: {change.source} was taken from the living by {change.who}")
+
+    def _is_left(self, place: str, name: str) -> bool:
+        """Whether this is a work directory whose token was given back."""
+        if place != f"{self.static}/.stager/work":
+            return False
+        key, _, rest = name.partition(".")
+        token = ".".join(rest.split(".")[:3])
+        return not os.path.exists(f"{self.static}/.stager/locks/{key}/{token}")
 
     def _silence(self, inst: str) -> float:
         """Return an instance's longest silence of late, but for outages of the server."""
