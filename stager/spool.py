@@ -222,14 +222,15 @@ class Spool:
     def write_answer(self, claim: Claim, answer: Result) -> None:
         """Write an answer privately and synced.
 
-        It is made in a directory that is gone before the answer counts: so duplicates of its making
-        that are executed late (NFSv3) can't put an empty one in its place, in private/ or results/.
+        It is made in a directory that is gone before the answer counts, and linked, which replaces
+        nothing, until then: so duplicates of its making that are executed late (NFSv3) can't put an
+        empty one in its place, in private/ or results/.
         """
         desk = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
         durable.make_dir(desk)
         durable.write_new(desk / "answer", result.to_yaml(answer, claim))
-        if not durable.move(desk / "answer", self.paths.private / str(claim)):
-            raise StorageError("an answer that was just written is gone")
+        if not durable.link(desk / "answer", self.paths.private / str(claim)):
+            raise StorageError("another answer has the place of one that was just written")
         if not durable.remove_tree(desk):
             raise StorageError("a directory that an answer was written in can't be removed")
         durable.sync_dir(self.paths.private)

@@ -63,7 +63,7 @@ class Network:
     counts: dict[str, int] = field(default_factory=dict)
     trace: Callable[..., None] = lambda *_: None
     ghosts: set[int] = field(default_factory=set)
-    """Inodes that a late duplicate made, or put where they are."""
+    """Inodes that a late duplicate put where they are."""
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -119,7 +119,7 @@ class Network:
         sent, outcome = late.sent, "done"
         try:
             paths = late.handles.paths()
-            if late.is_duplicate and (self._is_second(paths) or _is_occupied(paths)):
+            if late.is_duplicate and self._is_out_of_reach(paths):
                 outcome = "left out"
             else:
                 sent.execute(*paths, late=True)
@@ -132,20 +132,17 @@ class Network:
         self.count("late, left out" if outcome == "left out" else "executed late")
         self.trace("late", sent.who, sent.call.__name__.strip("_"), *sent.paths, outcome)
 
-    def _is_second(self, paths: list[str]) -> bool:
-        """Whether a late duplicate would move on what another one put there: two in a row."""
-        return len(paths) > 1 and _inode(paths[0]) in self.ghosts
+    def _is_out_of_reach(self, paths: list[str]) -> bool:
+        """Whether no protocol of renames can guard against a late duplicate.
 
-
-def _is_occupied(paths: list[str]) -> bool:
-    """Whether a take is repeated whose first request is not accepted yet.
-
-    No protocol of renames can guard against that one: the take is the only rename whose source is
-    the user's, who must have used the NAME again within moments (docs/reliability.md says so).
-    """
-    source, target = (Claim.parse(os.path.basename(path)) for path in (paths[0], paths[-1]))
-    is_take = source is None and target is not None and target.g == 0
-    return is_take and os.path.lexists(paths[-1])
+        The take is the one rename whose source is the user's, who may use the NAME again at once.
+        Its duplicate can find the first request where it put it, not accepted yet; or put the
+        second one there, for a late duplicate of the accept, too, to find.
+        """
+        source, target = (Claim.parse(os.path.basename(path)) for path in (paths[0], paths[-1]))
+        if source is None:
+            return target is not None and target.g == 0 and os.path.lexists(paths[-1])
+        return source.g == 0 and _inode(paths[0]) in self.ghosts
 
 
 def _inode(path: str) -> int:

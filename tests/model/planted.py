@@ -167,12 +167,12 @@ def _answer(self: Spool, claim: Claim, answer: Result, order: str) -> None:
 
 
 @leaves_out("the answer is on disk before the commit", "stager.spool.Spool.answer", ambush=0.3)
-def commit_first(self: Spool, claim: Claim, answer: Result) -> None:
+def commit_first(self: Spool, claim: Claim, answer: Result, check: Any = None) -> None:  # noqa: ARG001
     _answer(self, claim, answer, "cwp")
 
 
 @leaves_out("the commit comes before the public answer", "stager.spool.Spool.answer", kill=2.0)
-def publish_first(self: Spool, claim: Claim, answer: Result) -> None:
+def publish_first(self: Spool, claim: Claim, answer: Result, check: Any = None) -> None:  # noqa: ARG001
     _answer(self, claim, answer, "wpc")
 
 
@@ -182,6 +182,16 @@ def no_desk(self: Spool, claim: Claim, answer: Result) -> None:
     tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
     durable.write_new(tmp, result.to_yaml(answer, claim))
     durable.move(tmp, self.paths.private / str(claim))
+
+
+@leaves_out("an answer that was made is not replaced", "stager.spool.Spool.write_answer", seed=55,
+            duplicate=0.3, again=0.0, slow=0.1, drops=12, chaos_seconds=200.0)  # fmt: skip
+def renamed_answer(self: Spool, claim: Claim, answer: Result) -> None:
+    desk = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
+    durable.make_dir(desk)
+    durable.write_new(desk / "answer", result.to_yaml(answer, claim))
+    durable.move(desk / "answer", self.paths.private / str(claim))
+    durable.remove_tree(desk)
 
 
 @leaves_out(

@@ -161,10 +161,14 @@ class Witness(Answers):
         """I4: the flag lists only images that are there, with their records."""
         lines = self.flag_lines(build)
         for image in lines:
-            self._listed.add(self.visible.get(self._image_path(build, image), (0, ""))[0])
+            inode = self.visible.get(self._image_path(build, image), (0, ""))[0]
             problem = self._record_problem(build, image)
-            # An empty record is the ghost of a late create: it lists nothing as staged.
-            if problem and problem != "an empty record":
+            if problem == "an empty record":
+                # The ghost of a late create and a late rename: it lists nothing as staged.
+                self._listed.discard(inode)
+                continue
+            self._listed.add(inode)
+            if problem:
                 self.accuse(f"I4: the flag of {build.target} lists {image}: {problem}")
 
     def flag_lines(self, build: Build) -> list[str]:
