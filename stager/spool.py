@@ -224,13 +224,14 @@ class Spool:
 
         It is made in a directory that is gone before the answer counts, and linked, which replaces
         nothing, until then: so duplicates of its making that are executed late (NFSv3) can't put an
-        empty one in its place, in private/ or results/.
+        empty one in its place, in private/ or results/. Only a torn one (finish.py) is replaced.
         """
         desk = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
         durable.make_dir(desk)
-        durable.write_new(desk / "answer", result.to_yaml(answer, claim))
-        if not durable.link(desk / "answer", self.paths.private / str(claim)):
-            raise StorageError("another answer has the place of one that was just written")
+        new, private = desk / "answer", self.paths.private / str(claim)
+        durable.write_new(new, result.to_yaml(answer, claim))
+        if not (durable.link(new, private) or durable.move(new, private)):
+            raise StorageError("an answer that was just written is gone")
         if not durable.remove_tree(desk):
             raise StorageError("a directory that an answer was written in can't be removed")
         durable.sync_dir(self.paths.private)
