@@ -76,7 +76,9 @@ class Fate:
                 self._at(rng.expovariate(50.0), lambda: self._do_drop(name))
         elif "/.stager/locks/" in change.path and (task := current()) and task.name == "keeper":
             # A use of what retention is about to remove.
-            self._at(0.0, self._do_drop)
+            key = os.path.basename(os.path.dirname(change.path))
+            self._at(0.0, lambda: self._do_drop(build=self.witness.builds[key]))
+            task.stalled_until = self.world.now + rng.random() * self.plan.watched
         striking = place.startswith(("spool/active", "spool/done", "static/images", "static/.st"))
         if change.who == "user" or not striking or rng.random() >= self.plan.ambush:
             return
@@ -114,12 +116,13 @@ class Fate:
         self.network.count(what)
         self.note("fate", what, who)
 
-    def _do_drop(self, name: str = "") -> None:
+    def _do_drop(self, name: str = "", build: Build | None = None) -> None:
         witness, rng = self.witness, self.world.rng
         number = len(witness.asked) + 1
-        if number > self.plan.drops:
+        if number > self.plan.drops and build is None:
             return
-        build, name = rng.choice(BUILDS), name or rng.choice(NAMES)
+        build = build or rng.choice(BUILDS[: self.plan.builds])
+        name = name or rng.choice(NAMES)
         images = rng.choice((["test"], ["test", "base"], ["base"]))
         force = self.plan.force and rng.random() < 0.4
         text = f"build: {build.url}\nimages: [{', '.join(images)}]\nnote: number {number}\n"

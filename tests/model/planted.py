@@ -75,7 +75,7 @@ def leaves_out(
 
 
 @leaves_out("touch a directory before a listing that decides", "stager.durable.listing", seed=6,
-            stale_listing=1.0, again=0.1, slow=0.0, tick=1.0, drops=12)  # fmt: skip
+            stale_listing=1.0, again=0.5, slow=0.0, tick=5.0, drops=20, drop=30.0)  # fmt: skip
 def no_touch(directory: Path, *, touch: bool = True) -> list[str]:  # noqa: ARG001
     names: list[str] = WORLD.os.listdir(directory)
     return names
@@ -208,9 +208,12 @@ ZOMBIES: dict[str, Any] = {
     "kill": 0.0,
     "cut_power": 0.0,
     "stall_heart": 2.0,
-    "drops": 12,
-    "chaos_seconds": 200.0,
+    "drops": 20,
+    "drop": 12.0,
+    "chaos_seconds": 240.0,
     "ambush": 0.25,
+    "builds": 1,
+    "force": True,
 }
 
 
@@ -241,7 +244,7 @@ def half_a_fence(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
 
 @leaves_out("a work directory is made elsewhere and renamed in",
             "stager.lock.Work._make", rare=True,
-            duplicate=0.3, **ZOMBIES)  # fmt: skip
+            duplicate=0.7, **ZOMBIES)  # fmt: skip
 def made_in_place(_self: Work, path: Path) -> Path:
     durable.make_dir(path)
     return path
@@ -323,7 +326,7 @@ def untouched(self: Marker, build: Any, image: str) -> bool:
 
 
 @leaves_out("retention looks at the uses again after the flag", "stager.gc.remove", rare=True,
-            **KEEPING, slow=0.05)  # fmt: skip
+            **KEEPING | {"drops": 5, "drop": 20.0, "watched": 10.0})  # fmt: skip
 def not_looked_again(work: Work, marker: Marker, staged: gc.Staged, now: float) -> str:  # noqa: ARG001
     build, paths = staged.build, marker.paths
     marker.write_flag(work, build, without=staged.images)
@@ -352,7 +355,7 @@ def dead_at_once(_self: Heart, seen: _Seen) -> bool:
 
 
 @leaves_out("only good samples condemn", "stager.instance.Heart.forget_samples", rare=True,
-            server_away=2.0)  # fmt: skip
+            server_away=6.0, drop=20.0, drops=40, chaos_seconds=300.0)  # fmt: skip
 def bad_samples_count(_self: Heart, now: float | None = None) -> None:  # noqa: ARG001
     return
 

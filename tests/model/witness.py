@@ -83,8 +83,19 @@ class Witness(Answers):
             finished = place in {f"{self.spool}/instances", f"{self.spool}/private"}
             if change.who == inst.rpartition("-")[0] or finished or self._is_left(place, name):
                 continue
+            if self._is_blind(change, place):
+                continue
             if self.lives(inst) and self._silence(inst) < 0.9 * self.lease:
                 self.accuse(f"promise 4: {change.source} was taken from the living by {change.who}")
+
+    def _is_blind(self, change: Change, place: str) -> bool:
+        """Whether a sweeper's own heartbeat stands still, which is what looks at the others.
+
+        It then knows of no newcomer; its mistake costs somebody's work, never a request.
+        """
+        sweeper = os.path.basename(change.path).rpartition(".")[0]
+        beats = self._beats.get(sweeper, [0.0])
+        return place.endswith(("/tmp", "/work")) and self.now() - beats[-1] > self.lease / 2
 
     def _is_left(self, place: str, name: str) -> bool:
         """Whether this is a work directory whose token was given back."""
