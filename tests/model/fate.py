@@ -79,7 +79,7 @@ class Fate:
             key = os.path.basename(os.path.dirname(change.path))
             self._at(0.0, lambda: self._do_drop(build=self.witness.builds[key]))
             task.stalled_until = self.world.now + rng.random() * self.plan.watched
-        striking = place.startswith(("spool/active", "spool/done", "static/images", "static/.st"))
+        striking = place.startswith(self.plan.ambushes)
         if change.who == "user" or not striking or rng.random() >= self.plan.ambush:
             return
         victims = [i for i in self._running() if i.client.name == change.who and not i.paused]
@@ -193,7 +193,7 @@ class Fate:
             return
         self._count("pauses", instance.name)
         instance.paused = True
-        if rng.random() < 0.6:
+        if rng.random() < self.plan.zombies:
             self._overtaken.add(instance)
             seconds = 200.0
         else:

@@ -33,6 +33,10 @@ class Plan:
     """The server's clock, in seconds."""
     ambush: float
     """How likely a step that others see is the last for a while, or for good."""
+    ambushes: tuple[str, ...]
+    """Where, by the beginning of a path."""
+    zombies: float
+    """How likely who is paused sleeps until somebody else has taken its work."""
     redrop: float
     """How likely a NAME is used again just when its file is taken."""
     builds: int
@@ -64,6 +68,8 @@ class Plan:
             force=rng.random() < 0.4,
             tick=rng.choice((0.05, 0.2, 1.0)),
             ambush=some(0.01),
+            ambushes=("spool/active", "spool/done", "static/images", "static/.st"),
+            zombies=0.6,
             redrop=some(0.05),
             builds=len(BUILDS),
             watched=0.0,

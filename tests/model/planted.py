@@ -204,14 +204,19 @@ def no_finisher(_spool: Spool) -> int:
 # -- the build token -----------------------------------------------------------------------------
 
 ZOMBIES: dict[str, Any] = {
-    "pause": 2.0,
     "kill": 0.0,
     "cut_power": 0.0,
-    "stall_heart": 2.0,
-    "drops": 20,
-    "drop": 12.0,
-    "chaos_seconds": 240.0,
-    "ambush": 0.25,
+    "pause": 0.5,
+    "stall": 0.0,
+    "stall_heart": 0.0,
+    "stop": 0.0,
+    "cut": 0.0,
+    "server_away": 0.0,
+    "drops": 30,
+    "chaos_seconds": 300.0,
+    "ambush": 0.4,
+    "ambushes": ("static",),
+    "zombies": 1.0,
     "builds": 1,
     "force": True,
 }
@@ -224,7 +229,7 @@ def no_fence(self: Work) -> None:
 
 
 @leaves_out("after the fence, see that the token is still ours", "stager.lock.Work.open", rare=True,
-            **ZOMBIES)  # fmt: skip
+            **ZOMBIES | {"ambushes": ("static/.stager/locks",)})  # fmt: skip
 def no_recheck(self: Work) -> None:
     prefix = f"{self.key}."
     for name in durable.listing(self.paths.work):
