@@ -280,7 +280,8 @@ def the_lowest_token(self: Locks, key: str) -> list[Token]:
 
 
 @leaves_out("what a failed release leaves is freed", "stager.lock.Locks.free_left",
-            lost_late=0.0, refused=0.1, drops=4, kill=0.0)  # fmt: skip
+            lost_late=0.0, refused=0.2, drops=8, kill=0.0, cut_power=0.0, stop=0.0, pause=0.0,
+            ambush=0.0, chaos_seconds=60.0)  # fmt: skip
 def never_freed(_self: Locks) -> None:
     return
 
@@ -360,7 +361,8 @@ def dead_at_once(_self: Heart, seen: _Seen) -> bool:
 
 
 @leaves_out("only good samples condemn", "stager.instance.Heart.forget_samples", rare=True,
-            server_away=6.0, drop=20.0, drops=40, chaos_seconds=300.0)  # fmt: skip
+            server_away=6.0, stall_heart=6.0, stall=0.0, drop=12.0, drops=40,
+            chaos_seconds=300.0)  # fmt: skip
 def bad_samples_count(_self: Heart, now: float | None = None) -> None:  # noqa: ARG001
     return
 
