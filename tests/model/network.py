@@ -63,7 +63,7 @@ class Network:
     counts: dict[str, int] = field(default_factory=dict)
     trace: Callable[..., None] = lambda *_: None
     ghosts: set[int] = field(default_factory=set)
-    """Inodes that a late duplicate put where they are."""
+    """Inodes that a late duplicate made, or put where they are."""
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -137,9 +137,15 @@ class Network:
 
         The take is the one rename whose source is the user's, who may use the NAME again at once.
         Its duplicate can find the first request where it put it, not accepted yet; or put the
-        second one there, for a late duplicate of the accept, too, to find.
+        second one there, for a late duplicate of the accept, too, to find. And what is renamed
+        over (flag, record, an image by force) can be emptied by two late duplicates in a row, of a
+        file's making and of its renaming, as long as the work directory is there.
         """
+        if "/.stager/work/" in paths[0] and len(paths) > 1:
+            return _inode(paths[0]) in self.ghosts
         source, target = (Claim.parse(os.path.basename(path)) for path in (paths[0], paths[-1]))
+        if len(paths) < 2:
+            return False
         if source is None:
             return target is not None and target.g == 0 and os.path.lexists(paths[-1])
         return source.g == 0 and _inode(paths[0]) in self.ghosts

@@ -74,7 +74,7 @@ def leaves_out(
 # -- after an error, and before a decision -------------------------------------------------------
 
 
-@leaves_out("touch a directory before a listing that decides", "stager.durable.listing", seed=6,
+@leaves_out("touch a directory before a listing that decides", "stager.durable.listing", seed=10, rare=True,
             stale_listing=1.0, again=0.5, slow=0.0, tick=5.0, drops=20, drop=30.0)  # fmt: skip
 def no_touch(directory: Path, *, touch: bool = True) -> list[str]:  # noqa: ARG001
     names: list[str] = WORLD.os.listdir(directory)
@@ -222,7 +222,7 @@ ZOMBIES: dict[str, Any] = {
 }
 
 
-@leaves_out("the owners before are fenced", "stager.lock.Work.open", rare=True, **ZOMBIES)
+@leaves_out("the owners before are fenced", "stager.lock.Work.open", seed=10, rare=True, **ZOMBIES)
 def no_fence(self: Work) -> None:
     self.dir = self._make(self.paths.work / f"{self.key}.{self.token}")
     self.check()
@@ -331,7 +331,7 @@ def untouched(self: Marker, build: Any, image: str) -> bool:
     return self.paths.sidecar(build.key, image).name in durable.listing(self.paths.sidecars)
 
 
-@leaves_out("retention looks at the uses again after the flag", "stager.gc.remove", rare=True,
+@leaves_out("retention looks at the uses again after the flag", "stager.gc.remove", seed=2,
             **KEEPING | {"drops": 5, "drop": 20.0, "watched": 10.0})  # fmt: skip
 def not_looked_again(work: Work, marker: Marker, staged: gc.Staged, now: float) -> str:  # noqa: ARG001
     build, paths = staged.build, marker.paths
