@@ -74,8 +74,9 @@ def leaves_out(
 # -- after an error, and before a decision -------------------------------------------------------
 
 
-@leaves_out("touch a directory before a listing that decides", "stager.durable.listing", seed=10, rare=True,
-            stale_listing=1.0, again=0.5, slow=0.0, tick=5.0, drops=20, drop=30.0)  # fmt: skip
+@leaves_out("touch a directory before a listing that decides", "stager.durable.listing", seed=10,
+            rare=True, stale_listing=1.0, again=0.5, slow=0.0, tick=5.0, drops=20,
+            drop=30.0)  # fmt: skip
 def no_touch(directory: Path, *, touch: bool = True) -> list[str]:  # noqa: ARG001
     names: list[str] = WORLD.os.listdir(directory)
     return names
