@@ -1,8 +1,11 @@
 # make demo   the main job on a small archive in a directory: no account, no network
 # make test   all tests (as root: the Debian packages they use are installed); make lint   ruff and mypy
+# make screenshots   the pictures of the documents, by a real browser
 # make test-crash  the whole crash matrix, as a table
 # make schema the JSON Schemas and docs/reference.md, from the models
 # make install   as a service (again: upgrade; systemd/install.sh has the options); make uninstall
+# make test-nfs  the tests on real NFS; make soak-nfs  all that can happen to its machines, a table
+# make bench  watcherd beside its peers, 1 GiB images (BENCH="--size 4G --case compare"); make bench-quick  does it run?
 # WHEELS=DIR  install from wheels in a directory instead of an index
 
 PYTHON ?= python3
@@ -10,7 +13,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo install uninstall test test-crash test-faults test-model soak-model schema lint format clean check-python
+.PHONY: demo install uninstall test test-crash test-faults test-model soak-model test-nfs soak-nfs bench bench-quick screenshots schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -39,6 +42,15 @@ $(BIN)/.debian: tests/debian.sh $(BIN)/.test
 test: $(BIN)/.debian
 	@$(BIN)/python tests/run.py
 
+screenshots: $(BIN)/.debian
+	@$(BIN)/python tests/browser/screenshots.py
+
+test-nfs: $(BIN)/.debian
+	@$(BIN)/python -m pytest -q tests/nfs
+
+soak-nfs: $(BIN)/.debian
+	@PYTHONPATH=.:tests $(BIN)/python tests/nfs/soak.py $(SOAK_ARGS)
+
 schema: $(BIN)/.runtime
 	@$(BIN)/python schema/generate.py
 
@@ -58,6 +70,17 @@ test-model: $(BIN)/.test
 soak-model: $(BIN)/.test
 	@$(MODEL) histories $(FIRST) $(SCHEDULES)
 	@$(MODEL) rules 200
+
+$(BIN)/.bench: pyproject.toml $(BIN)/.runtime
+	@echo "installing the benchmark's peers into $(VENV) ..."
+	@$(PIP) -e '.[bench]'
+	@touch $@
+
+bench: $(BIN)/.bench
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+bench-quick: $(BIN)/.bench
+	@$(BIN)/python -m benchmarks --quick
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from stager.errors import StagerError, Then
 from stager.models import duration
 from stager.request import Request
 from stager.result import Result
+from stager.snapshot import Board
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -35,10 +36,11 @@ THEN = {
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Return what stands below each field of a model."""
+    """Return what stands below each field of a model, those it has from another included."""
+    bases = (b for b in model.__bases__ if issubclass(b, BaseModel) and b is not BaseModel)
+    found = {key: meaning for base in bases for key, meaning in meanings(base).items()}
     body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
     for field, after in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
             assert isinstance(field.target, ast.Name)
@@ -97,6 +99,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "request.schema.json": request_schema(),
         "result.schema.json": described(Result, "watcherd's answer to a request"),
         "config.schema.json": described(Config, "watcherd's configuration"),
+        "status.schema.json": described(Board, "results/status.json: the spool at a glance"),
     }
 
 

@@ -8,7 +8,7 @@ import structlog
 from stager import marker
 from stager.archive import Archive
 from stager.case import Case, Tools
-from stager.errors import BuildBusy, Internal, StagerError, Then
+from stager.errors import Internal, StagerError, Then
 from stager.result import ArchivePart, ImagePart, Result, State, error_part, stamp
 
 log = structlog.get_logger()
@@ -35,17 +35,17 @@ def look(tools: Tools, case: Case) -> None:
     case.staged = tools.marker.staged(case.request.build, case.request.images)
 
 
-def look_again(tools: Tools, case: Case) -> None:
-    """See that an answer that took long is still true; raise BuildBusy where it has to be redone.
+def is_true(tools: Tools, case: Case) -> bool:
+    """Whether an answer still is; one that took longer than a minute is asked for again.
 
     Else retention might remove what we are about to say is staged: it knows of no use but a touch.
     """
     stale = time.monotonic() - case.looked_at > marker.TOUCH_SECONDS
-    if stale and case.staged and case.error is None:
-        before = case.staged
-        look(tools, case)
-        if case.staged != before:
-            raise BuildBusy("retention, or a request with force, meanwhile")
+    if not stale or not case.staged or case.error is not None:
+        return True
+    before = case.staged
+    look(tools, case)
+    return case.staged == before
 
 
 def make_result(tools: Tools, case: Case) -> Result:

@@ -8,12 +8,11 @@ where that pays, resumed where a connection broke; never the whole archive.
 import os
 import stat
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from stager.ahead import Ahead, Check
 from stager.errors import (
     ArchiveCorrupt,
     ArchiveDenied,
@@ -25,8 +24,9 @@ from stager.layout import Build
 from stager.zipdir import LOCAL_HEADER, Directory, Member, read_directory
 
 SLICE_BYTES = 8 << 20
+AHEAD_BYTES = 48 << 20
+"""So much may be read ahead of one worker's inflaters, all its members together."""
 READ_BYTES = 1 << 20
-Check = Callable[[], None]
 Pause = Callable[[float], None]
 
 
@@ -65,6 +65,8 @@ class Archive:
     ) -> None:
         self.url, self.generation, self.size = url, generation, size
         self.fetched = 0
+        self.streams = 1
+        """How many members are read side by side."""
         self._reader, self._connections = reader, connections
         self._lock = threading.Lock()
 
@@ -107,32 +109,15 @@ class Archive:
 
     def _ahead(self, start: int, end: int, check: Check) -> Iterator[bytes]:
         """Yield a range, fetched in slices by several connections where it is long."""
-        if self._connections == 1 or end - start <= SLICE_BYTES:
+        if self._connections == 1 or end - start <= self._slice_bytes():
             yield from self._counted(start, end, check)
             return
-        slices = iter(range(start, end, SLICE_BYTES))
-        ended = threading.Event()
+        size = self._slice_bytes()
+        spans = ((at, min(at + size, end)) for at in range(start, end, size))
+        yield from Ahead(self._counted, spans, self._connections, check)
 
-        def fetch(at: int) -> bytes:
-            def go_on() -> None:
-                check()
-                if ended.is_set():
-                    raise ArchiveUnavailable("the reader has gone")
-
-            return b"".join(self._counted(at, min(at + SLICE_BYTES, end), go_on))
-
-        with ThreadPoolExecutor(self._connections, "slice") as pool:
-            under_way: deque[Future[bytes]] = deque()
-            try:
-                for at in slices:
-                    under_way.append(pool.submit(fetch, at))
-                    if len(under_way) >= self._connections:
-                        yield under_way.popleft().result()
-                while under_way:
-                    yield under_way.popleft().result()
-            finally:
-                ended.set()
-                pool.shutdown(wait=True, cancel_futures=True)
+    def _slice_bytes(self) -> int:
+        return min(SLICE_BYTES, AHEAD_BYTES // ((self._connections + 1) * self.streams))
 
     def _counted(self, start: int, end: int, check: Check) -> Iterator[bytes]:
         for piece in self._reader.read(start, end, check):

@@ -25,28 +25,30 @@ class Entry:
     waiting: Waiting
     request: Request | None
     verdict: dict[str, StagerError] = field(default_factory=dict)
+    key: str = field(init=False)
+    """What is staged by one at a time: the target."""
+    archive_url: str = field(init=False)
+    """What is looked for: two buckets may have a build of one path."""
+    arrived: float = field(init=False)
+    """By the file server's clock."""
 
-    @property
-    def key(self) -> str:
-        """What is staged by one at a time: the target."""
-        return self.request.build.key if self.request else f"?{self.waiting.id}"
-
-    @property
-    def archive_url(self) -> str:
-        """What is looked for: two buckets may have a build of one path."""
-        return self.request.build.archive_url if self.request else f"?{self.waiting.id}"
+    def __post_init__(self) -> None:
+        # Worked out once: a turn looks at every entry, and there may be a hundred thousand.
+        build, nobody = self.request and self.request.build, f"?{self.waiting.id}"
+        self.key, self.archive_url = (build.key, build.archive_url) if build else (nobody, nobody)
+        self.arrived = self.waiting.arrived_ns / 1e9
 
     def patience_over(self, server_now: float, default: float) -> bool:
         """Whether it has waited for its archive as long as it wanted to."""
         wait = self.request.wait if self.request else None
         patience = default if wait is None else wait
-        return server_now >= self.waiting.arrived_ns / 1e9 + patience
+        return server_now >= self.arrived + patience
 
     def expired(self, server_now: float) -> bool:
         """Whether its `expires` is over."""
         if self.request is None or self.request.expires is None:
             return False
-        return server_now >= self.waiting.arrived_ns / 1e9 + self.request.expires
+        return server_now >= self.arrived + self.request.expires
 
 
 @dataclass(slots=True)
@@ -101,14 +103,15 @@ class Backlog:
                 entry = Entry(waiting, read(waiting))
             entry.waiting = waiting
             self.entries[waiting.id] = entry
-        keys = {key for e in self.entries.values() for key in (e.key, e.archive_url)}
         now = self._clock()
-        self.lulls = {k: v for k, v in self.lulls.items() if k in keys or v.until > now}
+        if any(lull.until <= now for lull in self.lulls.values()):
+            keys = {key for e in self.entries.values() for key in (e.key, e.archive_url)}
+            self.lulls = {k: v for k, v in self.lulls.items() if k in keys or v.until > now}
 
     def in_order(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """Yield the next to serve, one by one, as `served` tells whose turn it was."""
         lines: dict[tuple[int, int], deque[Entry]] = defaultdict(deque)
-        for entry in sorted(entries, key=lambda e: e.waiting.arrived_ns):
+        for entry in sorted(entries, key=lambda e: e.arrived):
             lines[entry.waiting.priority, entry.waiting.uid].append(entry)
         while lines:
             first = min(lines, key=self._turn_of(lines))
@@ -135,8 +138,11 @@ class Backlog:
     def lull(self, entry: Entry) -> Lull | None:
         """Return what keeps a request waiting now: its target or its archive."""
         now = self._clock()
-        lulls = (self.lulls.get(key) for key in (entry.key, entry.archive_url))
-        return next((lull for lull in lulls if lull and lull.until > now), None)
+        for key in (entry.key, entry.archive_url):
+            lull = self.lulls.get(key)
+            if lull and lull.until > now:
+                return lull
+        return None
 
     def look_seconds(self, archive_url: str) -> float:
         """Return how long to wait until the archive is looked for again, if it is missing now."""
@@ -158,7 +164,7 @@ class Backlog:
         Who came later, by the file server's clock, is served afresh.
         """
         for entry in self.entries.values():
-            came_before = entry.waiting.arrived_ns / 1e9 <= learnt_at
+            came_before = entry.arrived <= learnt_at
             is_for_it = entry.archive_url == archive_url
             if came_before and is_for_it and entry.request and not entry.request.force:
                 entry.verdict |= verdict
@@ -222,13 +228,12 @@ class Backlog:
     def _times(self, entry: Entry) -> Iterator[float]:
         """Yield when something about an entry is due, by the file server's clock."""
         yield entry.waiting.due
-        arrived = entry.waiting.arrived_ns / 1e9
         if entry.request and entry.request.expires is not None:
-            yield arrived + entry.request.expires
+            yield entry.arrived + entry.request.expires
         lull = self.lulls.get(entry.archive_url)
         if lull and isinstance(lull.error, ArchiveMissing):
             wait = entry.request.wait if entry.request else None
-            yield arrived + (self.patience if wait is None else wait)
+            yield entry.arrived + (self.patience if wait is None else wait)
 
 
 def _reason(error: StagerError, seconds: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from stager.archive import Archive, Source
 from stager.config import Config
 from stager.errors import StagerError
+from stager.fetch import Room
 from stager.hook import Hook
 from stager.instance import Heart
 from stager.layout import Claim
@@ -14,7 +15,6 @@ from stager.marker import Marker, Sidecar
 from stager.progress import Progress
 from stager.request import Request
 from stager.spool import Dropped, Spool
-from stager.stage import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,10 @@ class Case:
     is_probe: bool = False
     """Whether it was started to see if a fault of the machine is over."""
     is_answered: bool = False
+    state: str = ""
+    """The answer's state."""
+    code: str = ""
+    """The answer's error code; empty where it is good."""
     learnt_at: float = 0.0
     """When it was known what the answer says, by the file server's clock."""
 

@@ -18,9 +18,17 @@ from stager import again, durable, orders
 from stager.dispatch import Dispatcher
 from stager.errors import Cancelled, MachineFault, StagerError
 from stager.finish import finish
-from stager.layout import PIN_PREFIX, Claim, Waiting, is_request_name, parse_build, request_name
+from stager.layout import (
+    PIN_PREFIX,
+    ROOMS,
+    Claim,
+    Waiting,
+    is_request_name,
+    parse_build,
+    request_name,
+)
 from stager.orders import NOT_FOUND, NOT_YOURS, Answer, Received, called
-from stager.spool import ROOMS, NotClaimable, Spool
+from stager.spool import NotClaimable, Spool
 
 log = structlog.get_logger()
 

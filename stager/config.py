@@ -74,6 +74,23 @@ def _min_free(value: Any) -> Any:
     return value
 
 
+def _textfile(value: Any) -> Any:
+    """Check a path that node_exporter would read."""
+    value = text(value)
+    if value and not re.fullmatch(r"/.*[^/]\.prom", value):
+        raise ValueError("an absolute path that ends in .prom is wanted")
+    return value
+
+
+def _address(value: Any) -> Any:
+    """Check an address to listen on."""
+    value = text(value)
+    m = re.fullmatch(r"(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", value)
+    if value and not (m and 0 < int(m[1]) < 65536):
+        raise ValueError("ADDRESS:PORT is wanted, or :PORT")
+    return value
+
+
 AbsolutePath = Annotated[Path, BeforeValidator(text), AfterValidator(_absolute)]
 
 
@@ -110,10 +127,16 @@ class LogConfig(Strict):
 class MetricsConfig(Strict):
     """Where metrics go."""
 
-    textfile: Text = ""
-    """A file for node_exporter's textfile collector."""
-    http: Text = ""
-    """ADDRESS:PORT of an endpoint."""
+    textfile: Annotated[str, BeforeValidator(_textfile)] = ""
+    """A file for node_exporter's textfile collector, on this machine: an absolute path, *.prom."""
+    http: Annotated[str, BeforeValidator(_address)] = ""
+    """ADDRESS:PORT of an endpoint, or :PORT for all of the machine's addresses."""
+
+    @property
+    def listen(self) -> tuple[str, int]:
+        """The address and the port to listen on."""
+        host, _, port = self.http.rpartition(":")
+        return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 (asked for)
 
 
 class KeepBuilds(Strict):

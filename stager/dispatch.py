@@ -150,7 +150,7 @@ class Dispatcher:
         lull = self.backlog.lulls.get(entry.archive_url)
         if lull is None or not isinstance(lull.error, ArchiveMissing):
             return None
-        if self.backlog.lull(entry) is None or entry.waiting.arrived_ns / 1e9 > lull.looked_at:
+        if self.backlog.lull(entry) is None or entry.arrived > lull.looked_at:
             return None
         over = entry.patience_over(now, self.tools.config.wait_for_archive)
         return lull.error if over else None
@@ -171,12 +171,12 @@ class Dispatcher:
 
     def _start(self) -> None:
         """Start the next requests, as many as there are free workers."""
-        fresh = {case.claim.id: case for case in self.ready}
+        fresh, now = {case.claim.id: case for case in self.ready}, self.tools.heart.server_now()
         entries = [*self.backlog.entries.values(), *map(_as_entry, self.ready)]
-        for entry in self.backlog.in_order(e for e in entries if self._eligible(e)):
+        for entry in self.backlog.in_order(e for e in entries if self._eligible(e, now)):
             if len(self.running) >= self.tools.config.workers or not self.backlog.may_start():
                 return
-            if not self._eligible(entry) or self._still_busy(entry):
+            if not self._eligible(entry, now) or self._still_busy(entry):
                 continue
             case = fresh.get(entry.waiting.id)
             if case is not None:
@@ -187,9 +187,9 @@ class Dispatcher:
             if case is not None:
                 self._run(case, entry)
 
-    def _eligible(self, entry: Entry) -> bool:
+    def _eligible(self, entry: Entry, now: float) -> bool:
         """Whether a request may start now, as far as its build and its due time go."""
-        if entry.waiting.due > self.tools.heart.server_now():
+        if entry.waiting.due > now:
             return False
         if any(c.request and c.request.build.key == entry.key for c in self.running.values()):
             return False
@@ -227,6 +227,7 @@ class Dispatcher:
         """See what an outcome means for the other requests of the build, and for all."""
         assert case.request is not None
         build, error = case.request.build, case.error
+        self.intake.tally.worked(case)
         if isinstance(error, MachineFault):
             self._met_fault(build.key, error, case)
             return
@@ -247,8 +248,7 @@ class Dispatcher:
                 request_id=case.claim.request_id,
                 code=error.code,
             )
-        if case.is_answered:
-            self.intake.tally.count(case)
+        self.intake.tally.answered(case)
 
     def _met_fault(self, key: str, error: MachineFault, case: Case) -> None:
         """Hold the queue, or just a build whose faults are its own; each is said once."""

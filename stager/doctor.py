@@ -16,10 +16,9 @@ from stager.config import Config
 from stager.errors import NotNow, SetupError
 from stager.finding import Finding, MendAnswer, MendFlag, MendTokens, look
 from stager.inflate import digest
-from stager.layout import FLAG, Build, Claim, Paths, Waiting, arrival_ns, parse_build
+from stager.layout import FLAG, ROOMS, Build, Claim, Paths, Waiting, arrival_ns, parse_build
 from stager.lock import Token
 from stager.marker import Sidecar
-from stager.spool import ROOMS
 
 SETTLE_SECONDS = 2.0
 MARGIN_SECONDS = 86400.0

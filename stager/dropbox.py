@@ -72,6 +72,8 @@ class DropBox:
         self._lock = threading.Lock()
         self.seen: list[str] = []
         """The request names of the last scan."""
+        self.left = 0
+        """How many of those are still there."""
         self.others = 0
         """Entries that are not taken by their names."""
 
@@ -101,7 +103,7 @@ class DropBox:
         self._listed = now
         listed = durable.listing(self.directory, touch=self._touch)
         names = [name for name in listed if is_request_name(name)]
-        self.others, self.seen = len(listed) - len(names), names
+        self.others, self.seen, self.left = len(listed) - len(names), names, len(names)
         self._forget(set(names), now)
         self._full = not limit
         ready: dict[int, list[tuple[int, str]]] = defaultdict(list)
@@ -157,6 +159,7 @@ class DropBox:
 
     def claimed(self, name: str) -> None:
         """Forget a name: its file is out of the drop box."""
+        self.left -= 1
         self._files.pop(name, None)
         with self._lock:
             self._moved.pop(name, None)
@@ -176,20 +179,31 @@ class DropBox:
         """Return what can't be claimed, and why."""
         return {name: skipped.reason for name, skipped in self._skipped.items()}
 
+    @property
+    def stuck(self) -> int:
+        """How many entries can't be claimed; may be asked by any thread."""
+        return len(self._skipped)
+
+    def arrived(self) -> list[int]:
+        """Return when files not claimed yet were dropped (ctime); may be asked by any thread."""
+        return [file.signature[2] for file in list(self._files.values())]
+
     def settling(self) -> tuple[list[str], list[str]]:
         """Return the names that are still settling, and those that keep changing."""
         quiet = [name for name, file in self._files.items() if file.changes < 2]
-        return quiet, [name for name in self._files if name not in quiet]
+        return quiet, [name for name, file in self._files.items() if file.changes >= 2]
 
     def next_due(self) -> float:
         """Return the seconds until a file may be settled; infinite where none is settling."""
         if self._full:
             return float("inf")
         now = self._clock()
-        dues = [f.since + self._patience(n, f) - now for n, f in self._files.items()]
+        if self._ready:
+            return 0.0
         if len(self.seen) > WINDOW:
-            dues = [self._next_window - now]
-        return 0.0 if self._ready else max(0.0, min(dues, default=float("inf")))
+            return max(0.0, self._next_window - now)
+        dues = [f.since + self._patience(n, f) - now for n, f in self._files.items()]
+        return max(0.0, min(dues, default=float("inf")))
 
     def _forget(self, there: set[str], now: float) -> None:
         self._files = {n: file for n, file in self._files.items() if n in there}

@@ -6,14 +6,16 @@ looked up to decide who owns what. So every source name is used once and every d
 can be made by one caller only.
 """
 
+import base64
 import errno
 import os
 import re
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from stager.errors import NoSpace, StorageError
@@ -44,12 +46,11 @@ STALE_PAUSES = (0.0, 0.01, 0.1)
 """Seconds between looks at a name whose cached file is gone from the server."""
 PASSING = _FULL | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EROFS}
 """Errors that go away by themselves, or when somebody mends the filesystem or makes room."""
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 def nonce() -> str:
     """Return 8 letters or digits (40 random bits) for a name that is used once."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+    return base64.b32encode(secrets.token_bytes(5)).decode().lower()
 
 
 @contextmanager
@@ -96,11 +97,13 @@ def write_new(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) 
 
     Nothing stays behind where that fails.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
             with _at(path):
-                os.fchmod(fd, mode)
+                # Asked first: on NFS that is known from the creation, and setting it is a call.
+                if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+                    os.fchmod(fd, mode)
                 view = memoryview(data)
                 while view:
                     view = view[os.write(fd, view) :]
@@ -135,6 +138,28 @@ def overwrite(path: Path, data: bytes) -> None:
             os.ftruncate(fd, len(data))
         finally:
             os.close(fd)
+
+
+def write_all_new(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Create and write files as `write_new` does; sync them once all are written.
+
+    The first sync then takes most of the others' work with it.
+    """
+    written: list[Path] = []
+    with ExitStack() as opened:
+        try:
+            fds = []
+            for path, data in files:
+                write_new(path, data, sync=False)
+                written.append(path)
+                fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                opened.callback(os.close, fds[-1])
+            for fd in fds:
+                os.fsync(fd)
+        except OSError:
+            for path in written:
+                discard(path)
+            raise
 
 
 def discard(path: Path) -> None:
@@ -184,8 +209,9 @@ def make_dir(path: Path) -> None:
     Nobody else makes one of that name: one that is there was made by a call whose reply was lost.
     """
     with suppress(FileExistsError):
-        os.mkdir(path)
-    os.chmod(path, 0o755)
+        os.mkdir(path, 0o755)
+    if stat.S_IMODE(os.lstat(path).st_mode) != 0o755:
+        os.chmod(path, 0o755)
 
 
 def make_dirs(path: Path, below: Path) -> None:
@@ -205,7 +231,7 @@ def make_dirs(path: Path, below: Path) -> None:
 
 
 def sync_dir(path: Path) -> None:
-    """Make the names in a directory durable (on NFS they already are: the call costs nothing)."""
+    """Make the names in a directory durable. On NFS they are already, and opening it is a call."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with _at(path):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from stager import durable, result
 from stager.errors import Internal
-from stager.layout import Claim
+from stager.layout import ROOMS, Claim
 from stager.result import Result, State
-from stager.spool import ROOMS, Spool
+from stager.spool import Spool
 
 
 def finish(spool: Spool) -> int:
@@ -40,7 +40,7 @@ def _finish_one(spool: Spool, claim: Claim, room: Path) -> None:
 
 def answer_lost(spool: Spool, claim: Claim, room: Path) -> None:
     """Publish an answer of ours for a committed claim whose own was lost."""
-    spool.write_answer(claim, _lost_answer(spool, claim, room))
+    spool.write_answers([(claim, _lost_answer(spool, claim, room))])
     spool.publish(claim)
 
 

@@ -20,7 +20,8 @@ from google.cloud import storage
 from google.oauth2 import service_account
 from requests.adapters import HTTPAdapter
 
-from stager.archive import READ_BYTES, Archive, Check, GenerationGone, Pause
+from stager.ahead import Check
+from stager.archive import READ_BYTES, Archive, GenerationGone, Pause
 from stager.errors import (
     ArchiveCorrupt,
     ArchiveDenied,

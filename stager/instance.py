@@ -95,6 +95,10 @@ class Heart:
         if time.clock_gettime(time.CLOCK_BOOTTIME) - self._last_beat > self.lease / 2:
             self.beat()
 
+    def age(self) -> float:
+        """Return the seconds since our last heartbeat; asks nobody, and waits for nobody."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self._last_beat
+
     def server_now(self) -> float:
         """Return the file server's time in seconds: for ages and due times, never for ownership."""
         if not self._server.known:

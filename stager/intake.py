@@ -5,8 +5,9 @@ even while every worker is busy.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -15,30 +16,17 @@ from stager import durable, job
 from stager.answer import is_staged
 from stager.case import Case, Tools
 from stager.dropbox import DropBox
-from stager.errors import BuildBusy, Internal, MachineFault, RequestError, StagerError, Then
+from stager.errors import Internal, MachineFault, RequestError, StagerError, Then
 from stager.layout import Claim, Waiting
 from stager.request import MAX_BYTES, PRIORITIES, Request, Rules, parse_request
 from stager.spool import STALE_OPEN_SECONDS, Dropped, NotClaimable, StaleOpen
+from stager.tally import Tally
 
 log = structlog.get_logger()
 
 UNREAD_SECONDS = 5
-
-
-@dataclass(slots=True)
-class Tally:
-    """How many requests this instance answered, well or not."""
-
-    good: int = 0
-    bad: int = 0
-
-    def count(self, case: Case) -> None:
-        """Count an answered case."""
-        error = case.error or next(iter(case.failures.values()), None)
-        if error is None:
-            self.good += 1
-        elif error.then is not Then.CANCEL:
-            self.bad += 1
+BATCH = 8
+ANSWERED_AT_ONCE = 32
 
 
 @dataclass(slots=True)
@@ -51,19 +39,42 @@ class Intake:
     unread: dict[str, str] = field(default_factory=dict)
     """The requests that could not be read since one could, and why."""
     _said: set[str] = field(default_factory=set)
+    _answers: list[Case] | None = None
+    """Those that wait for others to share their syncs; None: nobody would come."""
 
     def dropped(self, limit: int) -> Iterator[Case]:
-        """Claim up to `limit` settled files; yield those that need a worker."""
-        for name in self.dropbox.settled(limit):
-            try:
-                claim = self.tools.spool.take(name)
-            except NotClaimable as e:
-                if self.dropbox.skip(name, str(e)):
-                    log.warning("can't claim an entry of the drop box", entry=name, reason=str(e))
-                continue
-            self.dropbox.claimed(name)
-            if claim and (case := self.admit(claim)):
-                yield case
+        """Claim up to `limit` settled files; yield those that need a worker.
+
+        Some at a time, so that on NFS one listing tells of all of them what was claimed.
+        """
+        with self._answering():
+            names = self.dropbox.settled(limit)
+            for start in range(0, len(names), BATCH):
+                yield from self._claimed(names[start : start + BATCH])
+
+    def _claimed(self, names: list[str]) -> Iterator[Case]:
+        claims: deque[Claim] = deque()
+        try:
+            for name in names:
+                if claim := self._claim(name):
+                    claims.append(claim)
+            seen = self.tools.spool.inodes() if claims else None
+            while claims:
+                if case := self.admit(claims.popleft(), seen):
+                    yield case
+        finally:
+            for claim in claims:
+                self.tools.spool.drop(claim)
+
+    def _claim(self, name: str) -> Claim | None:
+        try:
+            claim = self.tools.spool.take(name)
+        except NotClaimable as e:
+            if self.dropbox.skip(name, str(e)):
+                log.warning("can't claim an entry of the drop box", entry=name, reason=str(e))
+            return None
+        self.dropbox.claimed(name)
+        return claim
 
     def orphans(self) -> Iterator[Case]:
         """Take up the claims of the dead, and ours that no worker holds."""
@@ -73,6 +84,7 @@ class Intake:
             try:
                 claim = spool.take_over(orphan)
                 if claim and orphan.inst != self.tools.heart.inst:
+                    self.tally.takeovers += 1
                     log.info("took over", request_id=claim.request_id, owner=orphan.inst)
                 case = self.admit(claim) if claim else None
             except (OSError, MachineFault) as e:
@@ -84,10 +96,10 @@ class Intake:
         if fault:
             raise fault
 
-    def admit(self, claim: Claim) -> Case | None:
+    def admit(self, claim: Claim, seen: dict[str, int] | None = None) -> Case | None:
         """Read a claim of ours; None: it is answered, or gone."""
         with self._held(claim):
-            case = self.read(claim)
+            case = self.read(claim, seen)
             if case is None:
                 return None
             case.started_at = self.tools.heart.server_now()
@@ -95,6 +107,16 @@ class Intake:
                 self.settle(case, case.error)
                 return None
             return None if self._answered_at_once(case) else case
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Keep what can be answered at once, some at a time: they share the syncs."""
+        self._answers = []
+        try:
+            yield
+        finally:
+            answers, self._answers = self._answers, None
+            self._answer_all(answers)
 
     @contextmanager
     def _held(self, claim: Claim) -> Iterator[None]:
@@ -105,12 +127,12 @@ class Intake:
             self.tools.spool.drop(claim)
             raise
 
-    def read(self, claim: Claim) -> Case | None:
+    def read(self, claim: Claim, seen: dict[str, int] | None = None) -> Case | None:
         """Read a claimed request; `error` is set where it can't be acted on, None: it is gone."""
         spool, uid = self.tools.spool, 0
         try:
             uid = spool.submitter(claim)
-            dropped = spool.read(claim)
+            dropped = spool.read(claim, seen)
         except FileNotFoundError:
             spool.drop(claim)
             return None
@@ -201,10 +223,25 @@ class Intake:
                     return False
         except MachineFault:
             return False
-        # Removed while the answer was written: whoever adopts the claim stages it again.
-        with suppress(BuildBusy):
-            self._answer(case, lambda: job.answer(self.tools, case))
+        if self._answers is None:
+            self._answer_all([case])
+            return True
+        self._answers.append(case)
+        if len(self._answers) >= ANSWERED_AT_ONCE:
+            answers, self._answers = self._answers, []
+            self._answer_all(answers)
         return True
+
+    def _answer_all(self, cases: list[Case]) -> None:
+        if not cases:
+            return
+        try:
+            job.answer_all(self.tools, cases)
+        finally:
+            for case in cases:
+                self.tools.spool.drop(case.claim)
+                if case.is_answered:
+                    self.tally.answered(case)
 
     def _answer(self, case: Case, call: Callable[[], None]) -> None:
         try:
@@ -216,4 +253,4 @@ class Intake:
             return
         if isinstance(case.error, MachineFault):
             raise case.error
-        self.tally.count(case)
+        self.tally.answered(case)

@@ -18,7 +18,7 @@ import random
 import structlog
 
 from stager import durable
-from stager.answer import is_staged, look, look_again, make_result, quoted
+from stager.answer import is_staged, is_true, look, make_result, quoted
 from stager.archive import GenerationGone
 from stager.case import Case, Tools
 from stager.errors import (
@@ -34,6 +34,7 @@ from stager.hook import Call
 from stager.instance import Buried
 from stager.lock import Work
 from stager.request import PRIORITIES, Request
+from stager.result import Result
 from stager.stage import Staging
 
 log = structlog.get_logger()
@@ -120,7 +121,7 @@ def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> 
     log.info(f"Image(s) {quoted(missing)} for build {build.target} will be staged", request_id=rid)
     fetched = 0
     for last in (False, True):
-        case.progress.phase = "looking for the archive"
+        case.progress.enter("looking for the archive")
         case.archive = tools.source.look(build, case.progress.pause)
         case.archive.fetched = fetched
         log.info(f"Downloading image archive from {build.url}", request_id=rid,
@@ -213,12 +214,33 @@ def deferral_seconds(starts: int) -> float:
 
 
 def answer(tools: Tools, case: Case) -> None:
-    """Commit the claim with its answer, and say so in the log."""
-    case.learnt_at = tools.heart.server_now()
-    result = make_result(tools, case)
-    case.progress.phase = "answering"
-    tools.spool.answer(case.claim, result, lambda: look_again(tools, case))
-    case.is_answered = True
+    """Commit the claim with its answer, and say so in the log; TakenOver: it is not ours."""
+    answer_all(tools, [case])
+    if not case.is_answered:
+        raise TakenOver(f"{case.claim} is no longer ours")
+
+
+def answer_all(tools: Tools, cases: list[Case]) -> None:
+    """Answer several; those that are not ours any more stay unanswered."""
+    results: list[tuple[Case, Result]] = []
+    for case in cases:
+        case.learnt_at = tools.heart.server_now()
+        results.append((case, make_result(tools, case)))
+        case.progress.enter("answering")
+    by_claim = {case.claim: case for case in cases}
+    committed = tools.spool.answer_all(
+        [(case.claim, result) for case, result in results],
+        lambda claim: is_true(tools, by_claim[claim]),
+    )
+    for case, result in results:
+        case.is_answered = case.claim in committed
+        if case.is_answered:
+            case.state = result.state.value
+            case.code = result.error.code if result.error else ""
+            _say(tools, case, result)
+
+
+def _say(tools: Tools, case: Case, result: Result) -> None:
     target = str(tools.marker.paths.static / result.target) if result.target else ""
     tools.hook.call(Call(result, tools.spool.paths.results / case.claim.result_file, target))
     seconds = round(max(0.0, tools.heart.server_now() - case.claim.arrived_ns / 1e9), 3)

@@ -13,6 +13,8 @@ SUFFIXES = (".yaml", ".yml", ".json")
 IMAGE_ARCHIVE = "image.zip"
 FLAG = "staged"
 MAX_NAME_BYTES = 150
+ROOMS = ("done", "failed", "cancelled")
+"""The directories of the answered requests."""
 SLASHES = set("/\u2044\u2215\u29f8\uff0f")
 """What people, or programs that fold characters, may take for a slash."""
 PIN_PREFIX = "pinned."

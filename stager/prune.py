@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stager import durable
-from stager.layout import Claim
-from stager.spool import ROOMS
+from stager.layout import ROOMS, Claim
 from stager.visit import Visit
 
 MOST_KEPT = 100_000

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 from stager.config import Config
 from stager.finding import Finding, MendRecord, MendTokens, look
-from stager.layout import Claim, Paths, parse_build
+from stager.layout import ROOMS, Claim, Paths, parse_build
 from stager.lock import Token
 from stager.marker import Sidecar
-from stager.spool import ROOMS
 
 BY_ITSELF = "a running daemon clears it up within two leases"
 

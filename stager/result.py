@@ -155,8 +155,8 @@ class _Flow(dict[str, Any]):
     """Keys and values, written on one line."""
 
 
-class _Dumper(yaml.SafeDumper):
-    pass
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """libyaml's, at an eighth of the CPU, where it is there."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:

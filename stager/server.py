@@ -1,54 +1,55 @@
 """One instance of the daemon at work: its parts, put together, and one turn of its loop."""
 
-import json
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from stager import durable, mounts, orders, site
+from stager.board import Notice
+from stager.bulletin import STATUS_SECONDS, Bulletin
 from stager.case import Tools
 from stager.clerk import Clerk
-from stager.config import Config
+from stager.config import Config, MetricsConfig
 from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
 from stager.errors import (
     CredentialsRefused,
     MachineFault,
-    NoSpace,
     NotNow,
     SetupError,
-    StorageError,
 )
+from stager.facts import Observer
+from stager.fetch import Room
 from stager.finish import finish
 from stager.hook import Hook
 from stager.instance import Buried, Heart
-from stager.intake import Intake, Tally
-from stager.keeper import Keeper
+from stager.intake import Intake
 from stager.lock import Locks
 from stager.marker import Marker
 from stager.progress import Sign
+from stager.pulse import Pulse
+from stager.rounds import Rounds
 from stager.source import open_source
 from stager.spool import Spool
-from stager.stage import Room
 from stager.sweep import Sweeper
+from stager.tally import Tally
 from stager.visit import Visit
 from stager.watch import Wake, Watch
 
+if TYPE_CHECKING:
+    from stager.metrics import Meter
+
 log = structlog.get_logger()
 
-STATUS_SECONDS = 1.0
 WELL_SECONDS = 1.0
 """So long all must go well before it is said that the spool works again."""
-MOST_IN_STATUS = 200
-KEYS_AT_ONCE = 100
+ORDERS_SECONDS = 1.0
 
 
 class Server:
@@ -66,43 +67,51 @@ class Server:
         tools = self._tools()
         self.dispatcher = Dispatcher(tools, Intake(tools, self.dropbox), wake.set)
         self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
-        self.sweeper = Sweeper(self.paths, self.heart)
-        self.keeper = Keeper()
-        self.buried = False
-        self.fault: str | None = None
+        self.rounds = Rounds(Sweeper(self.paths, self.heart))
+        self.bulletin = Bulletin(self.paths, self.heart, self.dispatcher, self.dropbox, config)
+        self.notice = Notice(self.paths, self.heart, self.bulletin.news)
+        self.observer = Observer(self.paths, self.bulletin)
+        self._meter: Meter | None = None
+        self._is_buried = False
         self._is_said = False
-        self._no_beat, self._last_bad = "", 0.0
-        self._told: tuple[str | None, str] = None, ""
-        self.paused = False
+        self._last_bad = 0.0
         self.note = ""
         """What else a person should read in the summary."""
-        self._ended = threading.Event()
-        self.sign, self._pulse_sign = Sign("the daemon's loop"), Sign("the heartbeat")
-        self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._next_rescan = self._next_status = 0.0
-        self._dead: set[str] = set()
-        self._cloned: set[str] = set()
-        self._freeing: set[str] = set()
-        self._keys: list[str] = []
-        self._last_scan = time.time()
+        self.sign = Sign("the daemon's loop")
+        self.pulse = Pulse(self.heart, self._is_our_spool, self._hear_pulse)
+        self._next_rescan = self._next_orders = 0.0
 
     @property
     def tally(self) -> Tally:
         """What this instance answered."""
         return self.dispatcher.intake.tally
 
+    @property
+    def buried(self) -> bool:
+        """Whether the others took this instance for dead."""
+        return self._is_buried or self.pulse.buried
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the spool."""
+        return self.bulletin.fault
+
+    @fault.setter
+    def fault(self, fault: str | None) -> None:
+        self.bulletin.fault = fault
+
     def start(self) -> None:
         """Appear among the instances and begin to look."""
         with durable.storage():
-            self.heart.register()
-            self._pulse.start()
+            self.pulse.start()
             self.watch.arm()
+        self.bulletin.mode = self.watch.mode
+        self.notice.start()
         for misfit in site.check_modes(self.paths, os.geteuid()):
             log.warning(str(misfit))
         for notice in mounts.notices((self.paths.spool, self.paths.static, self.paths.results)):
             log.warning(str(notice))
-        if self.config.metrics != Config.model_fields["metrics"].default:
-            log.warning("metrics is read, but not used by this version yet")
+        self._measure()
         log.info(
             "watching the drop box",
             spool=str(self.paths.spool), mode=self.watch.mode, filesystem=self.watch.kind,
@@ -118,18 +127,18 @@ class Server:
                 self._next_rescan = now + self.watch.jittered_rescan()
                 self._rescan()
             with durable.storage():
-                if self.clerk.obey():
+                if self._may_have_orders(now) and self.clerk.obey():
                     self._look_for_pause()
-                self.dispatcher.turn(claim=not self.paused)
+                self.dispatcher.turn(claim=not self.bulletin.paused)
                 self.spool.touch_published()
-                self._publish_status()
-            if trouble := self._no_beat or self.dispatcher.unread() or self.clerk.trouble():
+                self.bulletin.publish()
+            if trouble := self.pulse.trouble or self.dispatcher.unread() or self.clerk.trouble():
                 self._say_fault(trouble)
                 return
         except (MachineFault, SetupError, NotNow) as e:
             self._say_fault(self._what_is_wrong() or str(e))
         except Buried:
-            self.buried = self._is_our_spool()
+            self._is_buried = self._is_our_spool()
         except Exception:
             log.exception("a fault of ours in the daemon's loop")
             self.fault = self.fault or "a fault in watcherd; see the log"
@@ -141,7 +150,7 @@ class Server:
             self.fault, self._is_said = None, False
             self.dispatcher.spool_is_faulty = False
             with suppress(OSError):
-                self._publish_status()
+                self.bulletin.publish()
 
     def wait(self) -> None:
         """Wait for an event, a worker's end, or the time something is due."""
@@ -150,7 +159,7 @@ class Server:
             self.watch.wait(random.uniform(0.5, 1.0))
             return
         server_now = self.heart.server_now()
-        takes_in = self.dispatcher.takes_in and not self.paused
+        takes_in = self.dispatcher.takes_in and not self.bulletin.paused
         due = min(
             self.dropbox.next_due() if takes_in else float("inf"),
             self.dispatcher.backlog.next_wake(server_now),
@@ -175,7 +184,7 @@ class Server:
     def _is_idle(self) -> bool:
         if self.fault or self.dispatcher.running:
             return False
-        if self.paused:
+        if self.bulletin.paused:
             return True
         with durable.storage():
             if self.dispatcher.backlog.entries or self.dropbox.settling()[0]:
@@ -199,46 +208,45 @@ class Server:
 
     def reconfigure(self, config: Config) -> None:
         """Work by another configuration from the next job on."""
-        self.config = self.room.config = config
+        self.config = self.room.config = self.bulletin.config = config
         self.hook.command = config.on_done
         self.dropbox.settle = config.settle
         self.dispatcher.reconfigure(self._tools())
+        self._measure()
 
     def stop(self) -> None:
         """Give back what is unstarted, end the rest at a safe point, disappear."""
         self.dispatcher.stop()
-        self.keeper.stop()
+        self.rounds.keeper.stop()
+        self.notice.stop(self.config.heartbeat)
         self.watch.disarm()
         try:
             with durable.storage():
                 self.dispatcher.close()
                 self.spool.touch_last()
-                self._end_pulse()
-                durable.discard(self._status_path)
+                self.pulse.end()
+                self.bulletin.withdraw()
                 if self.locks.free_left():
                     self.heart.leave()
         except (MachineFault, Buried) as e:
             log.warning(f"stopped, but could not sign off: {e}")
         finally:
-            self._end_pulse()
+            self.pulse.end()
         self.hook.stop()
+        if self._meter:
+            self._meter.stop()
         log.info("stopped", good=self.tally.good, bad=self.tally.bad)
 
     def abandon(self) -> None:
         """Let go of everything, where the spool did not even let us begin."""
         self.dispatcher.pool.shutdown()
         self.watch.disarm()
-        self._end_pulse()
-
-    def _end_pulse(self) -> None:
-        self._ended.set()
-        if self._pulse.is_alive():
-            self._pulse.join(self.config.heartbeat)
+        self.pulse.end()
 
     def signs(self) -> list[Sign]:
         """Return the signs of life of all threads that must get on."""
         working = [case.progress.sign for case in self.dispatcher.cases()]
-        return [self.sign, self._pulse_sign, *working]
+        return [self.sign, self.pulse.sign, *working]
 
     def places(self) -> dict[str, Callable[[], object]]:
         """Return for each place of storage a question that its server must answer."""
@@ -255,8 +263,8 @@ class Server:
         running, waiting = len(self.dispatcher.running), len(self.dispatcher.backlog.entries)
         hold = self.dispatcher.backlog.hold
         trouble = self.fault or (hold.error.message if hold else "")
-        paused = "paused" if self.paused else ""
-        scan = time.strftime("last scan %H:%M:%S", time.localtime(self._last_scan))
+        paused = "paused" if self.bulletin.paused else ""
+        scan = time.strftime("last scan %H:%M:%S", time.localtime(self.bulletin.scanned))
         counts = f"{running} active, {waiting} waiting"
         return "; ".join(filter(None, (counts, scan, self.watch.mode, paused, trouble, self.note)))
 
@@ -268,32 +276,19 @@ class Server:
             Marker(self.paths, self.config.images), open_source(self.config), self.room, self.hook,
         )  # fmt: skip
 
-    def _beat(self) -> None:
-        """Beat and look at the others, until the end; the heartbeat thread."""
-        while not self._ended.wait(self._until_next_beat()):
-            self._pulse_sign.step()
-            try:
-                self.heart.beat()
-                self.heart.observe()
-                self._no_beat = ""
-            except Buried:
-                if not self._is_our_spool():
-                    self.heart.bad_sample()
-                    continue
-                self.buried = True
-                self.dispatcher.stop()
-                self.watch.wake.set()
-                return
-            except OSError as e:
-                self.heart.bad_sample()
-                if not self._no_beat:
-                    self.watch.wake.set()
-                self._no_beat = f"no heartbeat, the others may take this machine for dead: {e}"
+    def _measure(self) -> None:
+        """Give metrics away, if anybody wants them."""
+        if self._meter or self.config.metrics != MetricsConfig():
+            from stager.metrics import Meter  # noqa: PLC0415 (0.1 s that not all need to pay)
 
-    def _until_next_beat(self) -> float:
-        seconds = self.config.heartbeat * random.uniform(0.9, 1.0)
-        self._pulse_sign.rest(seconds)
-        return seconds
+            self._meter = self._meter or Meter(self.observer.facts)
+            self._meter.reconfigure(self.config.metrics)
+
+    def _hear_pulse(self) -> None:
+        """Wake the loop, as the heartbeat has met something; the heartbeat's thread."""
+        if self.pulse.buried:
+            self.dispatcher.stop()
+        self.watch.wake.set()
 
     def _is_our_spool(self) -> bool:
         """Whether our heartbeat file is missed in our own spool, not in another in its place."""
@@ -310,47 +305,27 @@ class Server:
     def _rescan(self) -> None:
         """Look at what no event tells: the directories, the dead, unfinished answers, leftovers."""
         site.check(self.config)
-        self._last_scan = time.time()
-        with durable.storage():
+        with durable.storage(), self.tally.scanning():
             self.watch.arm()
+            self.bulletin.mode = self.watch.mode
             self._look_for_pause()
             self.dispatcher.adopt()
             finish(self.spool)
             self.clerk.look_for_leftovers()
-            busy = {claim.inst for claim in self.spool.active()}
-            for inst in self.heart.cloned() - self._cloned:
-                self._cloned.add(inst)
-                log.warning("two machines have one machine id: give each its own", instance=inst)
-            for inst in self.heart.bury(busy):
-                log.info("an instance is gone", instance=inst)
-                self._dead.add(inst)
-            self._free_tokens()
-            for path in self.sweeper.sweep():
-                log.info("swept", path=str(path))
-            self._keep_order()
+            self.rounds.go(self._visit(), self.dispatcher.backlog.hold)
+            self.observer.look()
+        self.bulletin.scanned_at = time.monotonic()
 
-    def _keep_order(self) -> None:
-        """Apply retention; sooner where requests wait for room."""
-        hold, tools = self.dispatcher.backlog.hold, self.dispatcher.tools
-        visit = Visit(self.config, self.heart, self.spool, self.locks, tools.marker)
-        self.keeper.turn(visit, hurry=hold is not None and isinstance(hold.error, NoSpace))
+    def _visit(self) -> Visit:
+        marker = self.dispatcher.tools.marker
+        return Visit(self.config, self.heart, self.spool, self.locks, marker)
 
     def _look_for_pause(self) -> None:
         hosts = {self.heart.identity.host, self.heart.identity.host.split(".")[0]}
         paused = orders.paused(self.paths, hosts)
-        if paused != self.paused:
+        if paused != self.bulletin.paused:
             log.info("paused" if paused else "resumed")
-        self.paused = paused
-
-    def _free_tokens(self) -> None:
-        """Free what the buried held, some builds at a time: there may be many thousands."""
-        self.locks.free_left()
-        if self._dead and not self._keys:
-            self._keys, self._freeing = durable.listing(self.paths.locks), set(self._dead)
-        some, self._keys = self._keys[:KEYS_AT_ONCE], self._keys[KEYS_AT_ONCE:]
-        self.locks.free_the_dead(self._freeing, some)
-        if not self._keys:
-            self._dead -= self._freeing
+        self.bulletin.paused = paused
 
     def _new_names(self) -> list[str]:
         return [n for n in self.dropbox.seen if n not in self.dropbox.settling()[1]]
@@ -364,49 +339,11 @@ class Server:
             log.error(f"the spool does not work, requests wait: {fault}")
             self._is_said = self.dispatcher.spool_is_faulty = True
         with suppress(OSError):
-            self._publish_status()
+            self.bulletin.publish()
 
-    @property
-    def _status_path(self) -> Path:
-        return self.paths.instances / f"{self.heart.inst}.status"
-
-    def _publish_status(self) -> None:
-        """Tell the other machines' `stager status` what we do: once a second, a fault at once."""
-        now, hold = time.monotonic(), self.dispatcher.backlog.hold
-        told = self.fault, hold.error.message if hold else ""
-        if now < self._next_status and told == self._told:
-            return
-        target, data = self._status_path, json.dumps(self._status()).encode()
-        try:
-            durable.replace(self.paths.tmp / f"{self.heart.inst}.{durable.nonce()}", target, data)
-        except OSError:
-            # Where nothing new can be made, what is there can still say so, in few bytes.
-            few = self._status() | {"reasons": {}, "active": {}, "unclaimable": {}}
-            durable.overwrite(target, json.dumps(few).encode())
-            raise
-        self._next_status, self._told = now + STATUS_SECONDS, told
-
-    def _status(self) -> dict[str, Any]:
-        backlog = self.dispatcher.backlog
-        reasons = {
-            entry.waiting.request_id: lull.reason
-            for entry in list(backlog.entries.values())[:MOST_IN_STATUS]
-            if (lull := backlog.lull(entry))
-        }
-        hold, fault = backlog.hold, None
-        if self.fault:
-            fault = {"code": StorageError.code, "message": self.fault}
-        elif hold:
-            fault = {"code": hold.error.code, "message": hold.error.message}
-        return {
-            "host": self.heart.identity.host,
-            "mode": self.watch.mode,
-            "scanned": self._last_scan,
-            "paused": self.paused,
-            "workers": self.config.workers,
-            "active": {c.claim.request_id: c.progress.view() for c in self.dispatcher.cases()},
-            "reasons": reasons,
-            "fault": fault,
-            "unclaimable": dict(list(self.dropbox.unclaimable().items())[:MOST_IN_STATUS]),
-            "answered": {"good": self.tally.good, "bad": self.tally.bad},
-        }
+    def _may_have_orders(self, now: float) -> bool:
+        """Whether to look for orders in this turn: where no event tells, each look is a listing."""
+        if self.watch.mode != "inotify" and now < self._next_orders:
+            return False
+        self._next_orders = now + ORDERS_SECONDS
+        return True

@@ -11,8 +11,14 @@ import click
 from stager import client, status
 from stager.client import Pending
 from stager.config import Config
+from stager.lately import Lately
 from stager.layout import Paths
 from stager.result import Result, to_json
+from stager.snapshot import ActivePart, AnsweredPart, Snapshot, WaitingPart, printable
+from stager.words import in_bytes
+
+MOST_SHOWN = 20
+MOST_LISTED = 1000
 
 
 def explain(result: Result) -> None:
@@ -84,6 +90,8 @@ class Bars:
 
 def print_status(config: Config, name: str | None, watch: bool, check: bool, as_json: bool) -> int:
     """Print the spool's or one request's status; return the exit code."""
+    if watch and name is None and not as_json and sys.stdout.isatty():
+        return _watch(config)
     while True:
         code = _print_once(config, name, check, as_json)
         if not watch:
@@ -94,30 +102,46 @@ def print_status(config: Config, name: str | None, watch: bool, check: bool, as_
             click.clear()
 
 
+def _watch(config: Config) -> int:
+    """Show the spool anew every second, in place, until interrupted."""
+    from rich.console import Console  # noqa: PLC0415 (only a terminal needs it)
+    from rich.live import Live  # noqa: PLC0415
+
+    from stager import tables  # noqa: PLC0415
+
+    lately, console = Lately(config.paths, MOST_SHOWN), Console()
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            snapshot = status.take(config.paths, most=MOST_LISTED, lately=lately)
+            live.update(tables.overview(snapshot, max(3, console.height // 5)), refresh=True)
+            time.sleep(1)
+
+
 def _print_once(config: Config, name: str | None, check: bool, as_json: bool) -> int:
     if name is not None:
         return _print_one(config, name, as_json)
-    snapshot = status.take(config.paths, 1.5 * config.heartbeat if check else 0.0)
-    troubles = snapshot.troubles() if check else []
+    lately = Lately(config.paths, MOST_SHOWN)
+    snapshot = status.take(config.paths, 1.5 * config.heartbeat if check else 0.0, lately=lately)
+    snapshot.troubles = snapshot.troubles if check else []
     if as_json:
-        click.echo(json.dumps(snapshot.as_dict() | {"troubles": troubles}, indent=2))
+        click.echo(json.dumps(snapshot.as_dict(), indent=2))
+    elif sys.stdout.isatty():
+        from rich.console import Console  # noqa: PLC0415 (only a terminal needs it)
+
+        from stager import tables  # noqa: PLC0415
+
+        Console().print(tables.overview(snapshot, MOST_SHOWN))
     else:
         _print_snapshot(snapshot)
-    for trouble in troubles:
+    for trouble in snapshot.troubles:
         click.echo(trouble, err=True)
-    return client.FAILED if troubles else 0
+    return client.FAILED if snapshot.troubles else 0
 
 
 def _print_one(config: Config, name: str, as_json: bool) -> int:
     found = client.pending(config.paths, name)
     if found is not None:
-        snapshot = status.take(config.paths)
-        entries = snapshot.waiting + snapshot.active
-        data = next((e for e in entries if found.request_id == e["request_id"]
-                     and found.file == e["request"]), {})  # fmt: skip
-        data = {"state": found.state, **data}
-        words = data.get("reason") or _progress_words(data)
-        click.echo(json.dumps(data, indent=2) if as_json else f"{found.state}: {words}")
+        click.echo(_pending_words(config, found, as_json))
         return 0
     result = client.read_result(config.paths, name)
     if result is None:
@@ -127,54 +151,81 @@ def _print_one(config: Config, name: str, as_json: bool) -> int:
     return 0
 
 
-def _progress_words(entry: dict[str, Any]) -> str:
+def _pending_words(config: Config, found: Pending, as_json: bool) -> str:
+    snapshot = status.take(config.paths)
+    wanted = (found.request_id, printable(found.file))
+    entries: list[WaitingPart | ActivePart] = [*snapshot.waiting, *snapshot.active]
+    entry = next((e for e in entries if (e.request_id, e.request) == wanted), None)
+    if as_json:
+        data = entry.model_dump(mode="json") if entry else {}
+        return json.dumps({"state": found.state, **data}, indent=2)
+    if entry is None:
+        return f"{found.state}: it is just being moved, or one of very many"
+    words = entry.reason if isinstance(entry, WaitingPart) else _progress_words(entry)
+    return f"{found.state}: {words}"
+
+
+def _progress_words(entry: ActivePart) -> str:
     """Say how far an active request is."""
-    parts = [entry.get("phase", ""), entry.get("image", ""), f"on {entry.get('host', '?')}"]
-    if total := entry.get("total_bytes"):
-        parts.append(f"{entry['bytes'] >> 20} of {total >> 20} MiB")
-        parts.append(f"{entry['bytes_per_second'] / 1e6:.1f} MB/s")
-        if entry.get("seconds_left") is not None:
-            parts.append(f"{entry['seconds_left']} s left")
+    parts = [entry.phase, entry.image, f"on {entry.host}"]
+    if entry.total_bytes:
+        parts.append(f"{entry.bytes >> 20} of {entry.total_bytes >> 20} MiB")
+        parts.append(f"{entry.bytes_per_second / 1e6:.1f} MB/s")
+        if entry.seconds_left is not None:
+            parts.append(f"{entry.seconds_left} s left")
     return ", ".join(filter(None, parts))
 
 
-def _print_snapshot(snapshot: status.Snapshot) -> None:
-    live = [i["host"] for i in snapshot.instances if i["alive"]]
-    silent = [i["host"] for i in snapshot.instances if not i["alive"]]
+def _print_snapshot(snapshot: Snapshot) -> None:
+    live = [i.host for i in snapshot.instances if i.alive]
+    silent = [i.host for i in snapshot.instances if not i.alive]
     click.echo(f"machines: {', '.join(live) or 'none known to be alive'}"
                + (f"; not seen to move: {', '.join(silent)}" if silent else ""))  # fmt: skip
     if snapshot.paused:
         click.echo(f"paused: {', '.join(snapshot.paused)}")
     for fault in snapshot.faults:
-        click.echo(f"fault on {fault['host']}: {fault['message']} ({fault['code']})")
-    click.echo(f"{len(snapshot.active)} active, {len(snapshot.waiting)} waiting, "
-               f"{len(snapshot.answered)} answered")  # fmt: skip
-    _print_entries(snapshot.active[:20], snapshot.waiting[:20])
+        click.echo(f"fault on {fault.host}: {fault.message} ({fault.code})")
+    for disk in snapshot.disks:
+        click.echo(
+            f"free: {in_bytes(disk.free_bytes)} of {in_bytes(disk.total_bytes)} for {disk.tree}"
+        )
+    counts = snapshot.counts
+    click.echo(f"{counts.active} active, {counts.waiting} waiting, {counts.answered} answered")
+    _print_entries(snapshot.active[:MOST_SHOWN], snapshot.waiting[:MOST_SHOWN])
+    for entry in snapshot.answered[-MOST_SHOWN:]:
+        code = f"  {entry.code}" if entry.code else ""
+        click.echo(f"  {entry.state or entry.room:<14}  {_name(entry)}{code}")
     for name, reason in snapshot.unclaimable.items():
-        click.echo(f"can't be claimed: {name!a}: {reason}")
+        click.echo(f"can't be claimed: {name}: {reason}")
     if snapshot.other_files:
         click.echo(f"{snapshot.other_files} other files in the drop box")
 
 
-def _print_entries(active: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> None:
+def _print_entries(active: list[ActivePart], waiting: list[WaitingPart]) -> None:
     for entry in active:
         click.echo(f"  active   {_name(entry)}  {_progress_words(entry)}")
-    for entry in waiting:
-        click.echo(f"  waiting  {_name(entry)}  {entry['reason']}")
+    for item in waiting:
+        click.echo(f"  waiting  {_name(item)}  {item.reason}")
 
 
-def _name(entry: dict[str, Any]) -> str:
-    name = entry["request"] or entry["request_id"]
-    return name if name.isprintable() else ascii(name)
+def _name(entry: WaitingPart | ActivePart | AnsweredPart) -> str:
+    return entry.request or entry.request_id
 
 
 def print_list(config: Config, as_json: bool) -> None:
-    """Print all requests that the spool still knows."""
-    snapshot = status.take(config.paths)
+    """Print all requests that the spool still knows, up to MOST_LISTED in each state."""
+    snapshot = status.take(config.paths, most=MOST_LISTED)
     if as_json:
-        data = {key: getattr(snapshot, key) for key in ("waiting", "active", "answered")}
+        data = snapshot.model_dump(mode="json", include={"counts", "waiting", "active", "answered"})
         click.echo(json.dumps(data, indent=2))
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console  # noqa: PLC0415 (only a terminal needs it)
+
+        from stager import tables  # noqa: PLC0415
+
+        Console().print(tables.listed(snapshot))
         return
     _print_entries(snapshot.active, snapshot.waiting)
     for entry in snapshot.answered:
-        click.echo(f"  {entry['room']:<9}{_name(entry)}")
+        click.echo(f"  {entry.room:<9}{_name(entry)}")

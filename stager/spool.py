@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stager import durable, result
+from stager import durable, result, stuck
 from stager.durable import nonce
 from stager.errors import Problem, RequestError, StorageError, TakenOver, UnreadableRequest
 from stager.instance import Heart
@@ -25,7 +25,6 @@ from stager.result import Result, State
 
 STALE_OPEN_SECONDS = 60
 TICK_SECONDS = 0.02
-ROOMS = ("done", "failed", "cancelled")
 
 
 class StaleOpen(Exception):
@@ -55,6 +54,8 @@ class Spool:
         self._published: dict[Path, float] = {}
         self._starts: dict[str, int] = {}
         """The starts that count of claims which a fault kept from being put back."""
+        self._parsed: dict[str, Waiting | None] = {}
+        """What the names of the last listing of waiting/ say."""
 
     # -- claiming ------------------------------------------------------------------------------
 
@@ -67,7 +68,8 @@ class Spool:
         except OSError as e:
             odd = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENAMETOOLONG}
             if e.errno in odd and self._may_move():
-                raise NotClaimable(e.strerror) from None
+                remedy = stuck.remedy(self.paths.requests / name, e.errno)
+                raise NotClaimable(f"{e.strerror}; {remedy}") from None
             raise
         return self.accept(claim) if taken else None
 
@@ -131,8 +133,11 @@ class Spool:
         """Have a claim of ours count so many starts when it is adopted: a fault ended its work."""
         self._starts[claim.id] = starts
 
-    def read(self, claim: Claim) -> Dropped:
-        """Read an accepted claim; raise RequestError for what can't be a request file."""
+    def read(self, claim: Claim, seen: dict[str, int] | None = None) -> Dropped:
+        """Read an accepted claim; raise RequestError for what can't be a request file.
+
+        `seen`: what `inodes` told after the claim was accepted, where that is known.
+        """
         path = self._active(claim)
         there = os.lstat(path)
         if not stat.S_ISREG(there.st_mode):
@@ -146,7 +151,7 @@ class Spool:
             raise UnreadableRequest([Problem("the file can't be read: chmod a+r")]) from None
         with os.fdopen(fd, "rb") as f:
             opened = os.fstat(f.fileno())
-            self._check_inode(claim, opened.st_ino)
+            self._check_inode(claim, opened.st_ino, seen)
             if opened.st_nlink > 1 and not opened.st_mode & 0o004:
                 hint = "copy it, don't link it: the file has a second name, and is not public"
                 raise RequestError([Problem("a hard link to a file that is not public")], hint)
@@ -159,14 +164,21 @@ class Spool:
         """Return the uid that dropped a claimed request: the file's owner."""
         return os.lstat(self._active(claim)).st_uid
 
-    def _check_inode(self, claim: Claim, inode: int) -> None:
-        """On NFS a cached name can open the file that was there before: ask a fresh listing."""
+    def inodes(self) -> dict[str, int] | None:
+        """Return which inode each name in active/ has, from a fresh listing; asked on NFS only."""
         if not self.nfs:
-            return
+            return None
         durable.set_time(self.paths.active)
         with os.scandir(self.paths.active) as entries:
-            inodes = {entry.name: entry.inode() for entry in entries}
-        if inodes.get(str(claim)) != inode:
+            return {entry.name: entry.inode() for entry in entries}
+
+    def _check_inode(self, claim: Claim, inode: int, seen: dict[str, int] | None) -> None:
+        """On NFS a cached name can open the file that was there before: ask a fresh listing.
+
+        A listing from before the open will do: nobody else renames to an accepted name.
+        """
+        seen = seen or self.inodes()
+        if seen is not None and seen.get(str(claim)) != inode:
             raise StaleOpen(str(claim))
 
     # -- moving on -----------------------------------------------------------------------------
@@ -193,59 +205,77 @@ class Spool:
         self.drop(claim)
         return waiting if moved else None
 
-    def answer(
-        self, claim: Claim, answer: Result, check: Callable[[], None] = lambda: None
-    ) -> None:
-        """Write the result privately, commit the claim, publish the result: in this order.
+    def answer(self, claim: Claim, answer: Result) -> None:
+        """Answer one claim; TakenOver: somebody else will answer."""
+        if not self.answer_all([(claim, answer)]):
+            raise TakenOver(f"{claim} is no longer ours")
 
-        The commit is the one rename that decides; TakenOver: somebody else will answer. `check` is
-        called right before it, and raises where the answer is not true any more.
+    def answer_all(
+        self,
+        answers: list[tuple[Claim, Result]],
+        is_true: Callable[[Claim], bool] = lambda _: True,
+    ) -> set[Claim]:
+        """Write the results privately, commit the claims, publish the results: in this order.
+
+        Each step is on disk for all of them before any takes the next: a directory is synced once.
+        The commit is the one rename that decides; returned are the claims that were still ours.
+        `is_true` is asked right before it; a claim whose answer is not true any more is adopted.
         """
-        self.write_answer(claim, answer)
+        self.write_answers(answers)
         self.heart.confirm()
-        try:
-            check()
-        except BaseException:
-            durable.discard(self.paths.private / str(claim))
-            raise
-        room = self._room(answer.state)
-        committed = durable.move(self._active(claim), room / str(claim))
+        committed = [c for c, answer in answers if self._commit(c, answer.state, is_true)]
+        # Both ends: a power loss must not leave a claim in two places, or in none.
+        for room in {self._room(answer.state) for claim, answer in answers if claim in committed}:
+            self._sync(room)
+        if committed:
+            self._sync(self.paths.active)
+        self.publish_all(committed)
+        return set(committed)
+
+    def _commit(self, claim: Claim, state: State, is_true: Callable[[Claim], bool]) -> bool:
+        source, target = self._active(claim), self._room(state) / str(claim)
+        committed = is_true(claim) and durable.move(source, target)
         self.drop(claim)
         if not committed:
             durable.discard(self.paths.private / str(claim))
-            raise TakenOver(f"{claim} is no longer ours")
-        # Both: a power loss must not leave the claim in two places, or in none.
-        durable.sync_dir(room)
-        durable.sync_dir(self.paths.active)
-        self.publish(claim)
+        return committed
 
-    def write_answer(self, claim: Claim, answer: Result) -> None:
-        """Write an answer privately and synced.
+    def write_answers(self, answers: list[tuple[Claim, Result]]) -> None:
+        """Write answers privately and synced.
 
-        It is made in a directory that is gone before the answer counts, and linked, which replaces
-        nothing, until then: so duplicates of its making that are executed late (NFSv3) can't put an
-        empty one in its place, in private/ or results/. Only a torn one (finish.py) is replaced.
+        They are made in a directory that is gone before they count, and linked, which replaces
+        nothing, until then: so duplicates of their making that are executed late (NFSv3) can't put
+        an empty one in its place, in private/ or results/. Only a torn one (finish.py) is replaced.
         """
         desk = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
         durable.make_dir(desk)
-        new, private = desk / "answer", self.paths.private / str(claim)
-        durable.write_new(new, result.to_yaml(answer, claim))
-        if not (durable.link(new, private) or durable.move(new, private)):
-            raise StorageError("an answer that was just written is gone")
+        new = [desk / str(number) for number in range(len(answers))]
+        texts = [result.to_yaml(answer, claim) for claim, answer in answers]
+        durable.write_all_new(zip(new, texts, strict=True))
+        for file, (claim, _) in zip(new, answers, strict=True):
+            private = self.paths.private / str(claim)
+            if not (durable.link(file, private) or durable.move(file, private)):
+                raise StorageError("an answer that was just written is gone")
         if not durable.remove_tree(desk):
             raise StorageError("a directory that an answer was written in can't be removed")
-        durable.sync_dir(self.paths.private)
+        self._sync(self.paths.private)
 
     def publish(self, claim: Claim) -> None:
         """Make a committed claim's answer visible; whoever does it, it happens once."""
-        private = self.paths.private / str(claim)
-        try:
-            os.rename(private, self.paths.results / claim.result_file)
-        except OSError:
-            if private.name in durable.listing(self.paths.private):
-                raise
-        durable.sync_dir(self.paths.results)
-        self.note_published(self.paths.results)
+        self.publish_all([claim])
+
+    def publish_all(self, claims: list[Claim]) -> None:
+        """Make committed claims' answers visible."""
+        for claim in claims:
+            private = self.paths.private / str(claim)
+            try:
+                os.rename(private, self.paths.results / claim.result_file)
+            except OSError:
+                if private.name in durable.listing(self.paths.private):
+                    raise
+        if claims:
+            self._sync(self.paths.results)
+            self.note_published(self.paths.results)
 
     def note_published(self, directory: Path) -> None:
         """Remember that others should see a change of a directory they read."""
@@ -271,7 +301,10 @@ class Spool:
 
     def waiting(self) -> list[Waiting]:
         """Return all waiting requests, from a fresh listing."""
-        return [w for w in map(Waiting.parse, durable.listing(self.paths.waiting)) if w]
+        old, self._parsed = self._parsed, {}
+        for name in durable.listing(self.paths.waiting):
+            self._parsed[name] = old[name] if name in old else Waiting.parse(name)
+        return [waiting for waiting in self._parsed.values() if waiting]
 
     def active(self) -> list[Claim]:
         """Return all claims, from a fresh listing."""
@@ -307,6 +340,10 @@ class Spool:
 
     def _active(self, claim: Claim) -> Path:
         return self.paths.active / str(claim)
+
+    def _sync(self, directory: Path) -> None:
+        if not self.nfs:
+            durable.sync_dir(directory)
 
     def _room(self, state: State) -> Path:
         if state is State.CANCELLED:

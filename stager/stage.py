@@ -7,23 +7,20 @@ only. Nothing that is visible is ever taken away by a failure.
 
 import os
 import stat
-import threading
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stager import durable
 from stager.archive import Archive
-from stager.config import Config
 from stager.errors import (
     ArchiveChanged,
     ArchiveCorrupt,
-    BuildBusy,
     ImageNotInArchive,
-    NoSpace,
     StagerError,
 )
-from stager.inflate import Unpacked, digest, unpack
+from stager.fetch import Fetching, Room
+from stager.inflate import Unpacked, digest
 from stager.instance import Heart
 from stager.layout import Build
 from stager.lock import Work
@@ -31,38 +28,6 @@ from stager.marker import Marker, Sidecar
 from stager.progress import Progress
 from stager.result import stamp
 from stager.zipdir import Directory, Member
-
-
-class Room:
-    """What the filesystem still has for this process's workers."""
-
-    def __init__(self, static: Path, config: Config) -> None:
-        self.static, self.config = static, config
-        self._reserved: dict[int, int] = {}
-        self._lock = threading.Lock()
-
-    def reserve(self, owner: int, wanted: int) -> None:
-        """Put `wanted` bytes aside for `owner`; raise NoSpace where they are not there."""
-        with self._lock:
-            fs = os.statvfs(self.static)
-            free = fs.f_bavail * fs.f_frsize
-            keep = self.config.min_free_bytes(fs.f_blocks * fs.f_frsize)
-            others = sum(n for other, n in self._reserved.items() if other != owner)
-            if free - wanted < keep:
-                raise NoSpace(f"{wanted} bytes are needed, {free} are free; min_free keeps {keep}")
-            if free - others - wanted < keep:
-                raise BuildBusy("this machine, which needs the room for another build first")
-            self._reserved[owner] = wanted
-
-    def left(self, owner: int, wanted: int) -> None:
-        """Say how much of what was put aside is not written yet."""
-        with self._lock:
-            self._reserved[owner] = max(0, wanted)
-
-    def release(self, owner: int) -> None:
-        """Give back what was put aside."""
-        with self._lock:
-            self._reserved.pop(owner, None)
 
 
 @dataclass(slots=True)
@@ -81,12 +46,10 @@ class Staging:
     failures: dict[str, StagerError] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     """Images that were there already and proved right."""
-    left_after: int = 0
-    """Bytes still to be written once the current image is."""
 
     def stage(self, images: list[str]) -> None:
         """Stage `images`; `failures` says which of them the archive could not give, and why."""
-        self.progress.phase = "reading the directory"
+        self.progress.enter("reading the directory")
         directory, members = self._members(images)
         if not self.force:
             try:
@@ -94,19 +57,32 @@ class Staging:
             except ArchiveChanged:
                 # Said only after reading twice: a wire may have flipped a bit.
                 self._check_unchanged(self.archive.directory())
-        self.progress.total_bytes = sum(m.compressed for m in members.values())
+        wanted = {i: m for i, m in members.items() if self.force or not self._adopt(i, m)}
+        self.progress.total_bytes = sum(m.compressed for m in wanted.values())
         try:
-            left = sum(m.size for m in members.values())
-            self.room.reserve(id(self), left)
-            for image, member in members.items():
-                self.progress.image, self.left_after = image, left - member.size
-                left -= member.size
-                try:
-                    self._stage_one(image, member)
-                except ArchiveCorrupt as e:
-                    self.failures[image] = e
+            self.room.reserve(id(self.work), sum(m.size for m in wanted.values()))
+            self._fetch_and_publish(wanted)
         finally:
-            self.room.release(id(self))
+            self.room.release(id(self.work))
+
+    def _fetch_and_publish(self, members: dict[str, Member]) -> None:
+        """Publish each image when its file is there; what stops one lets the others come first."""
+        errors: dict[str, Exception] = {}
+        self.progress.enter("fetching")
+        fetching = Fetching(self.work, self.archive, self.room, self.progress, members)
+        with closing(fetching.fetched()) as outcomes:
+            for image, outcome in outcomes:
+                if isinstance(outcome, ArchiveCorrupt):
+                    self.failures[image] = outcome
+                elif isinstance(outcome, Exception):
+                    errors[image] = outcome
+                else:
+                    self.progress.enter("publishing")
+                    self._publish(image, members[image], *outcome)
+                    self.progress.enter("fetching")
+        for image in members:
+            if image in errors:
+                raise errors[image]
 
     def _members(self, images: list[str]) -> tuple[Directory, dict[str, Member]]:
         """Find the wanted members; what looks corrupt is read once more first."""
@@ -138,13 +114,8 @@ class Staging:
             if facts != (sidecar.size, sidecar.crc32):
                 raise ArchiveChanged(f"{name} in the archive is not the one that was staged before")
 
-    def _stage_one(self, image: str, member: Member) -> None:
-        if not self.force and self._adopt(image, member):
-            self.progress.total_bytes -= member.compressed
-            return
-        self.progress.phase = "fetching"
-        file, unpacked = self._fetch_twice(image, member)
-        self.progress.phase = "publishing"
+    def _publish(self, image: str, member: Member, file: Path, unpacked: Unpacked) -> None:
+        """Make a verified file the visible image."""
         if self.force and self._is_there(image, unpacked):
             self.kept.add(image)
             return
@@ -161,39 +132,6 @@ class Staging:
             self._swap(image, file, visible)
         self._record(image, visible, unpacked)
 
-    def _fetch_twice(self, image: str, member: Member) -> tuple[Path, Unpacked]:
-        """Fetch again, directory entry and all, where the archive looks corrupt at first."""
-        try:
-            return self._fetch(member)
-        except ArchiveCorrupt:
-            name = self.marker.image_files[image]
-            return self._fetch(self.archive.directory().member(name))
-
-    def _fetch(self, member: Member) -> tuple[Path, Unpacked]:
-        """Stream a member into the work directory: whole, checked and on disk, or an error."""
-        done_before = self.progress.done_bytes
-        file = self.work.file()
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            chunks = self.archive.stream(member, self.progress.check)
-            unpacked = unpack(self._watched(chunks, member, fd), member, fd)
-            os.fchmod(fd, 0o644)
-            os.fsync(fd)
-        except BaseException:
-            self.progress.done_bytes = done_before
-            durable.discard(file)
-            raise
-        finally:
-            os.close(fd)
-        return file, unpacked
-
-    def _watched(self, chunks: Iterator[bytes], member: Member, fd: int) -> Iterator[bytes]:
-        for chunk in chunks:
-            self.progress.done_bytes += len(chunk)
-            written = os.fstat(fd).st_blocks * 512
-            self.room.left(id(self), self.left_after + member.size - written)
-            yield chunk
-
     def _adopt(self, image: str, member: Member) -> bool:
         """Take an image that is visible without a place in the flag, if it is what it should be."""
         if sidecar := self.marker.good(self.build, image):
@@ -202,7 +140,7 @@ class Staging:
                 return True
             return False
         visible = self.marker.image_path(self.build, image)
-        self.progress.phase = "checking what is there"
+        self.progress.enter("checking what is there")
         try:
             fd = os.open(visible, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -226,7 +164,7 @@ class Staging:
         sidecar = self.marker.good(self.build, image)
         if sidecar is None or sidecar.sha256 != unpacked.sha256:
             return False
-        self.progress.phase = "comparing"
+        self.progress.enter("comparing")
         fd = os.open(self.marker.image_path(self.build, image), os.O_RDONLY | os.O_CLOEXEC)
         try:
             return digest(fd, self.progress.check) == unpacked

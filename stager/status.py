@@ -1,79 +1,77 @@
-"""The spool at a glance, from its directories' names and what each instance tells of itself."""
+"""Takes the spool's snapshot, from its directories' names and what each instance tells of itself.
 
+A queue of 100,000 costs a listing and no look at most of its files: names tell who waits longest.
+"""
+
+import heapq
 import json
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stager import durable
-from stager.errors import REASONS
+from stager import __version__, durable
+from stager.errors import REASONS, StorageError
 from stager.identity import Identity
+from stager.lately import Lately, arrival, room_entries
 from stager.layout import Claim, Paths, Waiting, is_request_name
+from stager.result import stamp
+from stager.snapshot import (
+    ActivePart,
+    DiskPart,
+    FaultPart,
+    InstancePart,
+    Snapshot,
+    WaitingPart,
+    printable,
+)
 
 MOST = 1000
-TOO_LONG_SECONDS = 3600.0
 
 
 @dataclass(slots=True)
-class Snapshot:
-    """What a listing of everything shows. Ages in seconds, by the file server's clock."""
+class _Told:
+    """What the instances say of requests, by id."""
 
-    waiting: list[dict[str, Any]] = field(default_factory=list)
-    active: list[dict[str, Any]] = field(default_factory=list)
-    answered: list[dict[str, Any]] = field(default_factory=list)
-    instances: list[dict[str, Any]] = field(default_factory=list)
-    unclaimable: dict[str, str] = field(default_factory=dict)
-    other_files: int = 0
-    paused: list[str] = field(default_factory=list)
-    faults: list[dict[str, str]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for --json."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def troubles(self) -> list[str]:
-        """Return what keeps `status --check` from being content."""
-        found = [f"{fault['host']}: {fault['message']}" for fault in self.faults]
-        if not any(instance["alive"] for instance in self.instances):
-            found.append("no live watcherd")
-        oldest = max((entry["age"] for entry in self.waiting), default=0.0)
-        if oldest > TOO_LONG_SECONDS:
-            found.append(f"the oldest request has waited for {oldest / 60:.0f} minutes")
-        return found
+    reasons: dict[str, str] = field(default_factory=dict)
+    wanted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    progress: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
 
 
-def take(paths: Paths, alive_within: float = 0.0) -> Snapshot:
-    """Look at everything once; `alive_within`: how long to look for heartbeats that move."""
-    snapshot = Snapshot()
-    _instances(paths, snapshot, alive_within)
-    views = {i["name"]: i for i in snapshot.instances}
-    reasons = {k: v for i in snapshot.instances for k, v in i.pop("reasons").items()}
-    progress = {k: v for i in snapshot.instances for k, v in i.pop("active").items()}
-    if any(instance["here"] for instance in snapshot.instances):
-        _read_only(paths, snapshot)
-    now = time.time()
+def take(
+    paths: Paths,
+    alive_within: float = 0.0,
+    *,
+    living: Collection[str] = (),
+    now: float | None = None,
+    most: int = MOST,
+    lately: Lately | None = None,
+) -> Snapshot:
+    """Look at everything once.
+
+    `alive_within`: how long to look for heartbeats that move; `living`: the instances known to
+    live. `lately`: reads answers; without it answered requests are told by their names alone.
+    """
+    now = time.time() if now is None else now
+    snapshot, told = Snapshot(time=stamp(now), version=__version__), _Told()
+    _instances(paths, snapshot, told, alive_within, living, now)
     for name in durable.listing(paths.spool, touch=False):
         if name == "paused" or name.startswith("paused."):
-            snapshot.paused.append(name.partition(".")[2] or "all machines")
-    _dropped(paths, snapshot, now)
-    for waiting in filter(None, map(Waiting.parse, durable.listing(paths.waiting, touch=False))):
-        snapshot.waiting.append(_waiting(waiting, reasons, now, snapshot))
-    for claim in filter(None, map(Claim.parse, durable.listing(paths.active, touch=False))):
-        host = views.get(claim.inst, {}).get("host", claim.inst)
-        entry = {"request": claim.file, "request_id": claim.request_id, "host": host}
-        entry |= {"age": _age(claim.arrived_ns, now), "attempt": claim.a}
-        snapshot.active.append(entry | progress.get(claim.request_id, {}))
-    for room in ("done", "failed", "cancelled"):
-        for claim in filter(
-            None, map(Claim.parse, durable.listing(paths.spool / room, touch=False))
-        ):
-            entry = {"request": claim.file, "request_id": claim.request_id, "room": room}
-            snapshot.answered.append(entry | {"age": _age(claim.arrived_ns, now)})
-    for entries in (snapshot.waiting, snapshot.active, snapshot.answered):
-        entries.sort(key=lambda entry: -entry["age"])
-        del entries[:-MOST]
+            snapshot.paused.append(printable(name.partition(".")[2]) or "all machines")
+    _waiting(paths, snapshot, told, now, most)
+    _dropped(paths, snapshot, now, most)
+    snapshot.waiting.sort(key=lambda entry: -entry.age)
+    del snapshot.waiting[most:]
+    _active(paths, snapshot, told, now, most)
+    if lately is None:
+        snapshot.answered = room_entries(paths, snapshot.counts, now, most)
+    else:
+        snapshot.answered = lately.look(snapshot.counts, now)
+    snapshot.disks = _disks(paths)
+    snapshot.troubles = snapshot.find_troubles()
     return snapshot
 
 
@@ -81,74 +79,163 @@ def _read_only(paths: Paths, snapshot: Snapshot) -> None:
     """Say it where the daemon of this machine can't write, not even what its fault is."""
     for path in (paths.spool, paths.static, paths.results):
         if os.statvfs(path).f_flag & os.ST_RDONLY:
-            fault = {"code": "storage_error", "message": f"{path} is mounted read-only"}
-            snapshot.faults.append({"host": Identity.mine().host, **fault})
+            message = f"{path} is mounted read-only"
+            fault = FaultPart(host=Identity.mine().host, code=StorageError.code, message=message)
+            snapshot.faults.append(fault)
+
+
+def _waiting(paths: Paths, snapshot: Snapshot, told: _Told, now: float, most: int) -> None:
+    names = [n for n in durable.listing(paths.waiting, touch=False) if "~" in n]
+    snapshot.counts.waiting += len(names)
+    snapshot.counts.deferred = sum(_is_deferred(name, now) for name in names)
+    for waiting in filter(None, map(Waiting.parse, heapq.nsmallest(most, names, key=arrival))):
+        entry = WaitingPart(
+            request=printable(waiting.file),
+            request_id=waiting.request_id,
+            priority=waiting.priority,
+            submitter=waiting.uid,
+            age=_age(waiting.arrived_ns, now),
+            reason=_reason(waiting, snapshot, told, now),
+            due=stamp(waiting.due) if waiting.due > now + 1 else None,
+            **told.wanted.get(waiting.request_id, {}),
+        )
+        snapshot.waiting.append(entry)
+        snapshot.oldest_seconds = max(snapshot.oldest_seconds, entry.age)
+
+
+def _is_deferred(name: str, now: float) -> bool:
+    """Whether a request waits after an attempt that failed: cheaper than `Waiting.parse`."""
+    due, starts = name.split(".", 2)[1], name.rsplit(".", 2)[-2]
+    return starts != "a0" and due.isdigit() and int(due) > now + 1
+
+
+def _reason(waiting: Waiting, snapshot: Snapshot, told: _Told, now: float) -> str:
+    if reason := told.reasons.get(waiting.request_id, ""):
+        return reason
+    if snapshot.faults:
+        return REASONS.get(snapshot.faults[0].code, snapshot.faults[0].message)
+    if waiting.due > now + 1:
+        return f"retry at {time.strftime('%H:%M:%S', time.localtime(waiting.due))}"
+    return "its turn has not come"
+
+
+def _dropped(paths: Paths, snapshot: Snapshot, now: float, most: int) -> None:
+    """Look at what is in the drop box; of a crowd, only at some."""
+    names = durable.listing(paths.requests, touch=False)
+    dropped = [name for name in names if is_request_name(name)]
+    snapshot.other_files = len(names) - len(dropped)
+    snapshot.counts.waiting += len(dropped)
+    for name in dropped[:most]:
+        try:
+            info = os.lstat(paths.requests / name)
+        except OSError:
+            continue
+        shown = printable(name)
+        entry = WaitingPart(
+            request=shown,
+            request_id="",
+            submitter=info.st_uid,
+            age=_age(info.st_ctime_ns, now),
+            reason=snapshot.unclaimable.get(shown, "not claimed yet"),
+        )
+        snapshot.waiting.append(entry)
+        snapshot.oldest_seconds = max(snapshot.oldest_seconds, entry.age)
+
+
+def _active(paths: Paths, snapshot: Snapshot, told: _Told, now: float, most: int) -> None:
+    claims = filter(None, map(Claim.parse, durable.listing(paths.active, touch=False)))
+    entries = [
+        ActivePart(
+            request=printable(claim.file),
+            request_id=claim.request_id,
+            host=told.hosts.get(claim.inst, claim.inst),
+            age=_age(claim.arrived_ns, now),
+            attempt=claim.a,
+            **told.progress.get(claim.request_id, {}),
+        )
+        for claim in claims
+    ]
+    snapshot.counts.active = len(entries)
+    snapshot.active = sorted(entries, key=lambda entry: -entry.age)[:most]
+
+
+def _disks(paths: Paths) -> list[DiskPart]:
+    found: dict[int, DiskPart] = {}
+    for tree in ("spool", "static"):
+        path: Path = getattr(paths, tree)
+        try:
+            device, fs = path.stat().st_dev, os.statvfs(path)
+        except OSError:
+            continue
+        free, total = fs.f_bavail * fs.f_frsize, fs.f_blocks * fs.f_frsize
+        if device in found:
+            found[device].tree += f" and {tree}"
+        else:
+            found[device] = DiskPart(tree=tree, free_bytes=free, total_bytes=total)
+    return list(found.values())
 
 
 def _age(arrived_ns: int, now: float) -> float:
     return round(max(0.0, now - arrived_ns / 1e9), 1)
 
 
-def _waiting(
-    waiting: Waiting, reasons: dict[str, str], now: float, snapshot: Snapshot
-) -> dict[str, Any]:
-    reason = reasons.get(waiting.request_id, "")
-    if not reason and snapshot.faults:
-        code = snapshot.faults[0]["code"]
-        reason = REASONS.get(code, snapshot.faults[0]["message"])
-    if not reason and waiting.due > now + 1:
-        reason = f"retry at {time.strftime('%H:%M:%S', time.localtime(waiting.due))}"
-    return {
-        "request": waiting.file,
-        "request_id": waiting.request_id,
-        "priority": waiting.priority,
-        "submitter": waiting.uid,
-        "age": _age(waiting.arrived_ns, now),
-        "reason": reason or "its turn has not come",
-    }
-
-
-def _dropped(paths: Paths, snapshot: Snapshot, now: float) -> None:
-    for name in durable.listing(paths.requests, touch=False):
-        if not is_request_name(name):
-            snapshot.other_files += 1
-            continue
-        try:
-            info = os.lstat(paths.requests / name)
-        except OSError:
-            continue
-        entry: dict[str, Any] = {"request": name, "request_id": "", "submitter": info.st_uid}
-        entry["age"] = _age(info.st_ctime_ns, now)
-        entry["reason"] = snapshot.unclaimable.get(name, "not claimed yet")
-        snapshot.waiting.append(entry)
-
-
-def _instances(paths: Paths, snapshot: Snapshot, alive_within: float) -> None:
+def _instances(
+    paths: Paths,
+    snapshot: Snapshot,
+    told: _Told,
+    alive_within: float,
+    living: Collection[str],
+    now: float,
+) -> None:
     first = _counters(paths)
-    moved: set[str] = set()
+    moved: set[str] = set(living)
     end = time.monotonic() + alive_within
     here = {inst for inst, count in first.items() if _runs_here(paths, inst, count)}
     while first and not (here | moved) and time.monotonic() < end:
         time.sleep(0.1)
         moved = {inst for inst, count in _counters(paths).items() if first.get(inst) != count}
     for inst in sorted(first):
-        try:
-            data = json.loads(durable.read_file(paths.instances / f"{inst}.status"))
-        except (OSError, ValueError):
-            data = {}
-        entry = {"name": inst, "host": data.get("host", inst), "mode": data.get("mode", "")}
-        entry |= {"alive": inst in here or inst in moved, "scanned": data.get("scanned")}
-        entry["here"] = inst in here
-        entry |= {"reasons": data.get("reasons", {}), "active": data.get("active", {})}
+        data = load_told(paths, inst)
+        entry = InstancePart(
+            name=inst,
+            host=data.get("host", inst),
+            alive=inst in here or inst in moved,
+            beat_age=_beat_age(paths, inst, first[inst], now),
+            **{
+                k: data[k] for k in ("mode", "scanned", "paused", "workers", "version") if k in data
+            },
+        )
         snapshot.instances.append(entry)
-        snapshot.unclaimable |= data.get("unclaimable", {})
-        if data.get("fault") and entry["alive"]:
-            snapshot.faults.append({"host": entry["host"], **data["fault"]})
+        snapshot.unclaimable |= {printable(n): w for n, w in data.get("unclaimable", {}).items()}
+        told.hosts[inst] = entry.host
+        told.reasons |= data.get("reasons", {})
+        told.wanted |= data.get("wanted", {})
+        told.progress |= data.get("active", {})
+        if data.get("fault") and entry.alive:
+            snapshot.faults.append(FaultPart(host=entry.host, **data["fault"]))
+    if here:
+        _read_only(paths, snapshot)
+
+
+def load_told(paths: Paths, inst: str) -> dict[str, Any]:
+    """Return what an instance last told of itself; nothing where it told nothing yet."""
+    try:
+        data: dict[str, Any] = json.loads(durable.read_file(paths.instances / f"{inst}.status"))
+    except (OSError, ValueError):
+        return {}
+    return data
 
 
 def _counters(paths: Paths) -> dict[str, str]:
     names = (name.rpartition(".") for name in durable.listing(paths.instances, touch=False))
     return {inst: count for inst, _, count in names if count.isdigit()}
+
+
+def _beat_age(paths: Paths, inst: str, count: str, now: float) -> float | None:
+    try:
+        return _age(os.lstat(paths.instances / f"{inst}.{count}").st_ctime_ns, now)
+    except OSError:
+        return None
 
 
 def _runs_here(paths: Paths, inst: str, count: str) -> bool:

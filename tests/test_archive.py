@@ -14,7 +14,8 @@ from archives import BASE, BROKEN, RECOVERY, TEST, far_zip64, make_archive, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stager.archive import Archive, Check, DirectorySource, GenerationGone
+from stager.ahead import Check
+from stager.archive import Archive, DirectorySource, GenerationGone
 from stager.errors import (
     ArchiveCorrupt,
     ArchiveNotFound,

@@ -133,7 +133,7 @@ OVERRIDES: dict[str, tuple[str, Any]] = {
     "allow_force": ("no", False),
     "log.format": ("json", "json"),
     "log.level": ("debug", "debug"),
-    "metrics.textfile": ("/e", "/e"),
+    "metrics.textfile": ("/e.prom", "/e.prom"),
     "metrics.http": (":9", ":9"),
     "on_done": ("a,b", ("a", "b")),
     "retention.builds.keep": ("7", 7),

@@ -17,14 +17,14 @@ from stager import gc, job
 from stager.answer import is_staged
 from stager.case import Case, Tools
 from stager.config import KeepBuilds, load_config
-from stager.errors import BuildBusy
+from stager.errors import TakenOver
+from stager.fetch import Room
 from stager.gc import Staged, choose
 from stager.hook import Hook
 from stager.layout import Build, parse_build
 from stager.marker import TOUCH_SECONDS, Marker
 from stager.request import parse_request
 from stager.source import open_source
-from stager.stage import Room
 
 DAY = 86400.0
 NAMES = frozenset(FILES.values())
@@ -246,7 +246,7 @@ def test_what_was_removed_while_it_was_answered_is_not_said_to_be_staged(
     staged = next(s for s in gc.survey(tools.config, time.time()) if s.build == case.request.build)
     with tools.locks.take(staged.build.key) as work:
         assert gc.remove(work, tools.marker, staged, time.time()) == ""
-    with pytest.raises(BuildBusy):
+    with pytest.raises(TakenOver):
         job.answer(tools, case)
     assert used.spool("active") == [str(case.claim)]
     assert not (used.root / "results/late.yaml").exists()

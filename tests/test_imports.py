@@ -12,8 +12,8 @@ from lab import BUILD, ROOT, Lab
 # Bottom to top: a module may import what stands on a line above its own, and nothing else of ours.
 LAYERS = (
     # names, errors, and the few things that know nothing of the others
-    {"errors", "identity", "layout", "log", "service", "trial"},
-    {"durable", "mounts", "progress", "yamltext", "zipdir"},
+    {"errors", "identity", "layout", "log", "service", "snapshot", "stuck", "trial", "words"},
+    {"ahead", "durable", "mounts", "plot", "progress", "yamltext", "zipdir"},
     # what `stager probe` asks a filesystem
     {"presence"},
     {"meeting"},
@@ -25,20 +25,24 @@ LAYERS = (
     {"config"},
     # the rooms of the work
     {"archive", "dropbox", "inflate", "lock", "orders", "result", "site"},
-    {"backlog", "gcs", "marker", "spool", "sweep"},
-    {"again", "finish", "hook", "source", "stage"},
+    {"backlog", "gcs", "lately", "marker", "page", "spool", "sweep"},
+    {"again", "fetch", "finish", "hook", "source"},
+    {"stage"},
     # the walk of one request, then of all of them
     {"case"},
-    {"answer", "status", "watch"},
+    {"answer", "status", "tally", "watch"},
+    {"board"},
     {"job"},
     {"intake"},
     {"dispatch"},
-    {"clerk", "visit"},
-    {"adopt", "gc", "prune"},
-    {"keeper"},
+    {"bulletin", "clerk", "visit"},
+    {"adopt", "facts", "gc", "prune"},
+    {"metrics"},
+    {"keeper", "pulse"},
+    {"rounds"},
     {"server"},
     # people
-    {"client", "command", "finding"},
+    {"client", "command", "finding", "tables"},
     {"remains", "vitals"},
     {"doctor"},
     {"repair"},
@@ -80,7 +84,15 @@ def test_imports_run_downwards_only(module: str) -> None:
     assert not upward, f"{module} imports {upward}, which stand beside or above it"
 
 
-@pytest.mark.parametrize(("library", "room"), [("google", "gcs"), ("watchdog", "watch")])
+@pytest.mark.parametrize(
+    ("library", "room"),
+    [
+        ("google", "gcs"),
+        ("watchdog", "watch"),
+        ("jinja2", "page"),
+        ("prometheus_client", "metrics"),
+    ],
+)
 def test_only_one_room_knows_a_heavy_library(library: str, room: str) -> None:
     users = {
         name
@@ -90,6 +102,7 @@ def test_only_one_room_knows_a_heavy_library(library: str, room: str) -> None:
     assert users == {room}
 
 
+HEAVY = {"google", "watchdog", "requests", "urllib3", "grpc", "jinja2", "prometheus_client"}
 PROBE = """
 import json, sys
 from stager.cli import main
@@ -137,6 +150,6 @@ def test_client_commands_load_neither_googles_client_nor_watchdog(lab: Lab) -> N
             assert code == (command == "cancel one"), "too late to cancel, all else goes well"
             loaded = {name.split(".")[0] for name in names}
             assert "stager" in loaded
-            heavy[command] = loaded & {"google", "watchdog", "requests", "urllib3", "grpc"}
+            heavy[command] = loaded & HEAVY
             told.unlink()
     assert heavy == {command: set() for command in commands}

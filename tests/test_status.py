@@ -106,7 +106,7 @@ def test_an_active_request_says_phase_bytes_rate_and_time_left(
 ) -> None:
     lab, cloud = cloud_lab
     lab.upload(cloud, images={FILES["test"]: make_image(1, 16_000_000)})
-    cloud.slow(lab.archive_path().stat().st_size // 8)
+    cloud.slow(lab.archive_path().stat().st_size // 40)
     with lab.running():
         lab.drop("mine")
         said = await_words(lab, "mine", "[1-9] of ")

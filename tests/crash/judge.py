@@ -28,6 +28,7 @@ EMPTY = ("requests", "active", "waiting", "private", "tmp", "instances")
 ROOMS = ("done", "failed", "cancelled")
 
 
+PAGE = {"status.json", "status.html"}
 COLUMNS = ("lost", "answered twice", "partial", "left over")
 """What a fault is counted as."""
 
@@ -154,7 +155,7 @@ class Judge:
         expected = {"LAYOUT", "requests", "control", *EMPTY, *ROOMS}
         assert set(os.listdir(root / "spool")) == expected
         answers = {f"{name}.yaml" for name in self.scene.answers}
-        assert set(os.listdir(root / "results")) == {".layout"} | answers
+        assert set(os.listdir(root / "results")) - PAGE == {".layout"} | answers
         for target, files in self._targets().items():
             images = wanted[f"gs://{BUCKET}/{target}"]
             assert files == {FLAG} | {FILES[image] for image in images}

@@ -91,7 +91,8 @@ def test_a_disk_that_fills_in_the_middle_of_an_image_counts_no_attempt(
             static.empty()
             answered_well(lab, name)
             assert lab.image("test").read_bytes() == image
-            assert lab.flag() == ["test", "base"]
+            # Side by side: the small one may have been staged before the disk was full.
+            assert sorted(lab.flag()) == ["base", "test"]
             said_once(daemon, lab)
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from model.fileserver import Change
 from stager import result
-from stager.layout import Build, Claim
-from stager.spool import ROOMS
+from stager.layout import ROOMS, Build, Claim
 
 PLACES = ("active", "waiting", *ROOMS)
 

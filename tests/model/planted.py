@@ -15,7 +15,7 @@ from unittest import mock
 from model.plan import Plan
 from stager import durable, gc, result
 from stager.durable import nonce
-from stager.errors import BuildBusy, TakenOver
+from stager.errors import BuildBusy
 from stager.instance import Heart, _Seen
 from stager.layout import Claim, can_name_result, request_name
 from stager.lock import Locks, Token, Work, _number
@@ -146,53 +146,47 @@ def back_to_requests(
 # -- answers -------------------------------------------------------------------------------------
 
 
-def _answer(self: Spool, claim: Claim, answer: Result, order: str) -> None:
-    private, room = self.paths.private / str(claim), self._room(answer.state)
+Answers = list[tuple[Claim, Result]]
 
-    def write() -> None:
-        self.write_answer(claim, answer)
 
-    def commit() -> None:
-        committed = durable.move(self._active(claim), room / str(claim))
+def _answer(self: Spool, answers: Answers, order: str) -> set[Claim]:
+    committed: set[Claim] = set()
+
+    def commit(claim: Claim, answer: Result) -> None:
+        if durable.move(self._active(claim), self._room(answer.state) / str(claim)):
+            committed.add(claim)
+        else:
+            durable.discard(self.paths.private / str(claim))
         self.drop(claim)
-        if not committed:
-            durable.discard(private)
-            raise TakenOver(f"{claim} is no longer ours")
 
-    def publish() -> None:
-        self.publish(claim)
-
-    steps = {"w": write, "c": commit, "p": publish}
-    for step in order:
-        steps[step]()
-
-
-@leaves_out("the answer is on disk before the commit", "stager.spool.Spool.answer", ambush=0.3)
-def commit_first(self: Spool, claim: Claim, answer: Result, check: Any = None) -> None:  # noqa: ARG001
-    _answer(self, claim, answer, "cwp")
+    for claim, answer in answers:
+        for step in order:
+            if step == "w":
+                self.write_answers([(claim, answer)])
+            elif step == "c":
+                commit(claim, answer)
+            elif claim in committed or "c" in order.partition("p")[2]:
+                self.publish(claim)
+    return committed
 
 
-@leaves_out("the commit comes before the public answer", "stager.spool.Spool.answer", kill=2.0)
-def publish_first(self: Spool, claim: Claim, answer: Result, check: Any = None) -> None:  # noqa: ARG001
-    _answer(self, claim, answer, "wpc")
+@leaves_out("the answer is on disk before the commit", "stager.spool.Spool.answer_all", ambush=0.3)
+def commit_first(self: Spool, answers: Answers, _: Any = None) -> set[Claim]:
+    return _answer(self, answers, "cwp")
 
 
-@leaves_out("an answer's making can't be repeated late", "stager.spool.Spool.write_answer", seed=4,
+@leaves_out("the commit comes before the public answer", "stager.spool.Spool.answer_all", kill=2.0)
+def publish_first(self: Spool, answers: Answers, _: Any = None) -> set[Claim]:
+    return _answer(self, answers, "wpc")
+
+
+@leaves_out("an answer's making can't be repeated late", "stager.spool.Spool.write_answers", seed=4,
             duplicate=0.3, again=0.0, drops=12)  # fmt: skip
-def no_desk(self: Spool, claim: Claim, answer: Result) -> None:
-    tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
-    durable.write_new(tmp, result.to_yaml(answer, claim))
-    durable.move(tmp, self.paths.private / str(claim))
-
-
-@leaves_out("an answer that was made is not replaced", "stager.spool.Spool.write_answer", seed=55,
-            duplicate=0.3, again=0.0, slow=0.1, drops=12, chaos_seconds=200.0)  # fmt: skip
-def renamed_answer(self: Spool, claim: Claim, answer: Result) -> None:
-    desk = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
-    durable.make_dir(desk)
-    durable.write_new(desk / "answer", result.to_yaml(answer, claim))
-    durable.move(desk / "answer", self.paths.private / str(claim))
-    durable.remove_tree(desk)
+def no_desk(self: Spool, answers: Answers) -> None:
+    for claim, answer in answers:
+        tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
+        durable.write_new(tmp, result.to_yaml(answer, claim))
+        durable.move(tmp, self.paths.private / str(claim))
 
 
 @leaves_out(

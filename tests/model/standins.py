@@ -22,9 +22,11 @@ from model.nfsclient import Client
 from model.turns import Process, Scheduler, current
 
 MODULES = (
-    "answer", "backlog", "dispatch", "dropbox", "durable", "finish", "gc", "inflate", "instance",
+    "answer", "backlog", "dispatch", "dropbox", "durable", "fetch", "finish", "gc", "inflate",
+    "instance",
     "intake", "job",
-    "keeper", "lock", "marker", "orders", "clerk", "progress", "prune", "result", "server", "site",
+    "keeper", "lock", "marker", "orders", "clerk", "progress", "prune", "pulse", "result",
+    "rounds", "server", "site",
     "spool", "stage", "sweep", "watch",
 )  # fmt: skip
 
@@ -261,6 +263,19 @@ class _ProcOs:
         return path
 
 
+class _Idle:
+    """A thread that does nothing: the status page, on which nothing rests, is left out."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def is_alive(self) -> bool:
+        return False
+
+
 def rmtree(osl: Os) -> Callable[[Any], None]:
     """Return shutil.rmtree, call by call."""
 
@@ -281,12 +296,12 @@ def installed(world: Scheduler, root: str, living: Callable[[str, int], bool]) -
     """Give the product's modules this world for the length of a block."""
     osl, clock = Os(root), Time(world)
     threads = SimpleNamespace(
+        get_native_id=lambda: 0,
         Lock=lambda: turns.Lock(world),
         Event=lambda: turns.Event(world),
         Thread=lambda target, args=(), name="", daemon=False: turns.Thread(  # noqa: ARG005
             world, target, args, name
         ),
-        get_native_id=lambda: 0,
     )
 
     def wait_for(futures: Any) -> None:
@@ -295,7 +310,7 @@ def installed(world: Scheduler, root: str, living: Callable[[str, int], bool]) -
 
     replaced: dict[str, Any] = {
         "os": osl, "time": clock, "threading": threads, "random": world.rng, "wait_for": wait_for,
-        "secrets": SimpleNamespace(choice=world.rng.choice, token_hex=lambda n: "0" * 2 * n),
+        "secrets": SimpleNamespace(token_bytes=world.rng.randbytes, token_hex=lambda n: "00" * n),
         "shutil": SimpleNamespace(rmtree=rmtree(osl)),
         "filesystem_kind": lambda _path: "nfs",
     }  # fmt: skip
@@ -306,7 +321,11 @@ def installed(world: Scheduler, root: str, living: Callable[[str, int], bool]) -
         "socket": SimpleNamespace(gethostname=lambda: (m := _machine()) and m.client.name),
     }  # fmt: skip
     site = importlib.import_module("stager.site")
-    wanted = [(identity, replaced_there), (site, {"yaml": _FastYaml})]
+    board = importlib.import_module("stager.board")
+    idle = SimpleNamespace(Event=lambda: turns.Event(world), Thread=_Idle)
+    wanted = [
+        (identity, replaced_there), (site, {"yaml": _FastYaml}), (board, {"threading": idle}),
+    ]  # fmt: skip
     for module in [*(importlib.import_module(f"stager.{name}") for name in MODULES), pathlib]:
         names = {"os"} if module is pathlib else replaced.keys() & vars(module).keys()
         wanted.append((module, {name: replaced[name] for name in names}))

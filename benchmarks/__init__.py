@@ -1,0 +1,1 @@
+"""Measures watcherd beside what people would use instead: `make bench`."""

@@ -1,0 +1,1 @@
+"""What people would write: each a program of its own, URL MEMBER... into a directory."""

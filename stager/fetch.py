@@ -1,0 +1,137 @@
+"""Members become verified files in the work directory, side by side: one core inflates one of them.
+
+What one worker's members still need of the disk is put aside as a whole. An error of one member
+lets the others end; only when the caller is gone are they told to.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from stager import durable
+from stager.archive import Archive
+from stager.config import Config
+from stager.errors import ArchiveCorrupt, ArchiveUnavailable, BuildBusy, NoSpace
+from stager.inflate import Unpacked, unpack
+from stager.lock import Work
+from stager.progress import Progress
+from stager.zipdir import Member
+
+SIDE_BY_SIDE = min(4, len(os.sched_getaffinity(0)))
+"""Members of one build at a time; each is one thread's work, and all share AHEAD_BYTES."""
+Fetched = tuple[Path, Unpacked]
+
+
+class Room:
+    """What the filesystem still has for this process's workers."""
+
+    def __init__(self, static: Path, config: Config) -> None:
+        self.static, self.config = static, config
+        self._reserved: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def reserve(self, owner: int, wanted: int) -> None:
+        """Put `wanted` bytes aside for `owner`; raise NoSpace where they are not there."""
+        with self._lock:
+            fs = os.statvfs(self.static)
+            free = fs.f_bavail * fs.f_frsize
+            keep = self.config.min_free_bytes(fs.f_blocks * fs.f_frsize)
+            others = sum(n for other, n in self._reserved.items() if other != owner)
+            if free - wanted < keep:
+                raise NoSpace(f"{wanted} bytes are needed, {free} are free; min_free keeps {keep}")
+            if free - others - wanted < keep:
+                raise BuildBusy("this machine, which needs the room for another build first")
+            self._reserved[owner] = wanted
+
+    def left(self, owner: int, wanted: int) -> None:
+        """Say how much of what was put aside is not written yet."""
+        with self._lock:
+            self._reserved[owner] = max(0, wanted)
+
+    def release(self, owner: int) -> None:
+        """Give back what was put aside."""
+        with self._lock:
+            self._reserved.pop(owner, None)
+
+
+@dataclass(slots=True)
+class Fetching:
+    """One build's members on their way into its work directory."""
+
+    work: Work
+    archive: Archive
+    room: Room
+    progress: Progress
+    members: dict[str, Member]
+    """By image."""
+    _written: dict[str, int] = field(default_factory=dict)
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fetched(self) -> Generator[tuple[str, Fetched | Exception], None, None]:
+        """Yield each image, in order, and its file: whole, checked and on disk; or the error."""
+        self.archive.streams = max(1, min(SIDE_BY_SIDE, len(self.members)))
+        if self.archive.streams == 1:
+            for image in self.members:
+                yield image, _outcome(partial(self._twice, image))
+            return
+        with ThreadPoolExecutor(self.archive.streams, "member") as pool:
+            futures = {image: pool.submit(self._twice, image) for image in self.members}
+            try:
+                for image, future in futures.items():
+                    yield image, _outcome(future.result)
+            finally:
+                self._ended.set()
+                if not all(future.done() for future in futures.values()):
+                    self.archive.interrupt()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _twice(self, image: str) -> Fetched:
+        """Fetch again, directory entry and all, where the archive looks corrupt at first."""
+        member = self.members[image]
+        with self.progress.at(image):
+            try:
+                return self._once(image, member)
+            except ArchiveCorrupt:
+                return self._once(image, self.archive.directory().member(member.name))
+
+    def _once(self, image: str, member: Member) -> Fetched:
+        file = self.work.file()
+        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            chunks = self.archive.stream(member, self._check)
+            unpacked = unpack(self._watched(image, chunks, fd), member, fd)
+            os.fchmod(fd, 0o644)
+            os.fsync(fd)
+        except BaseException:
+            self.progress.forget(image)
+            durable.discard(file)
+            raise
+        finally:
+            os.close(fd)
+        return file, unpacked
+
+    def _check(self) -> None:
+        self.progress.check()
+        if self._ended.is_set():
+            raise ArchiveUnavailable("the work on its build has ended")
+
+    def _watched(self, image: str, chunks: Iterator[bytes], fd: int) -> Iterator[bytes]:
+        wanted = sum(member.size for member in self.members.values())
+        for chunk in chunks:
+            self.progress.advance(image, len(chunk))
+            with self._lock:
+                self._written[image] = os.fstat(fd).st_blocks * 512
+                self.room.left(id(self.work), wanted - sum(self._written.values()))
+            yield chunk
+
+
+def _outcome(call: Callable[[], Fetched]) -> Fetched | Exception:
+    try:
+        return call()
+    except Exception as e:  # noqa: BLE001 (raised again once the other members are through)
+        return e

@@ -1,0 +1,70 @@
+"""What is looked after now and then, beside requests: the dead, their tokens, leftovers, retention.
+
+Each look costs calls to the file server, so each has its own pace.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import structlog
+
+from stager import durable
+from stager.backlog import Hold
+from stager.errors import NoSpace
+from stager.keeper import Keeper
+from stager.sweep import Sweeper
+from stager.visit import Visit
+
+log = structlog.get_logger()
+
+KEYS_AT_ONCE = 100
+SWEEPS_A_LEASE = 3
+
+
+@dataclass(slots=True)
+class Rounds:
+    """One instance's share of the housekeeping of its spool."""
+
+    sweeper: Sweeper
+    keeper: Keeper = field(default_factory=Keeper)
+    _next_sweep: float = 0.0
+    _dead: set[str] = field(default_factory=set)
+    """The buried whose tokens are not all looked at yet."""
+    _freeing: set[str] = field(default_factory=set)
+    _keys: list[str] = field(default_factory=list)
+    _cloned: set[str] = field(default_factory=set)
+
+    def go(self, visit: Visit, hold: Hold | None) -> None:
+        """Make a round; `hold`: the standing fault that requests wait for."""
+        self._bury(visit)
+        self._free_tokens(visit)
+        self._sweep(visit.heart.lease)
+        # Sooner where requests wait for room.
+        self.keeper.turn(visit, hurry=hold is not None and isinstance(hold.error, NoSpace))
+
+    def _bury(self, visit: Visit) -> None:
+        heart, busy = visit.heart, {claim.inst for claim in visit.spool.active()}
+        for inst in heart.cloned() - self._cloned:
+            self._cloned.add(inst)
+            log.warning("two machines have one machine id: give each its own", instance=inst)
+        for inst in heart.bury(busy):
+            log.info("an instance is gone", instance=inst)
+            self._dead.add(inst)
+
+    def _free_tokens(self, visit: Visit) -> None:
+        """Free what the buried held, some builds at a time: there may be many thousands."""
+        visit.locks.free_left()
+        if self._dead and not self._keys:
+            self._keys, self._freeing = durable.listing(visit.spool.paths.locks), set(self._dead)
+        some, self._keys = self._keys[:KEYS_AT_ONCE], self._keys[KEYS_AT_ONCE:]
+        visit.locks.free_the_dead(self._freeing, some)
+        if not self._keys:
+            self._dead -= self._freeing
+
+    def _sweep(self, lease: float) -> None:
+        """Sweep, some times in a lease: leftovers are in nobody's way."""
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + lease / SWEEPS_A_LEASE
+            for path in self.sweeper.sweep():
+                log.info("swept", path=str(path))
