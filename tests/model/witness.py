@@ -150,7 +150,7 @@ class Witness(Answers):
         used = self.used.get((build.key, image), -1e9)
         if not self.keep_seconds:
             self.accuse(f"I3: {path} was removed by {change.who}")
-        elif change.late:
+        elif change.late and image in self.flag_lines(build):
             self.accuse(f"I3: {path} was removed by a late duplicate")
         elif self.now() - used < self.keep_seconds:
             self.accuse(f"I3: {path} was removed {self.now() - used:.1f} s after its use")
