@@ -98,6 +98,8 @@ class Fate:
         return any(i.boot == boot and i.pid == pid and not i.dead for i in self.instances)
 
     def _boot(self, client: Client, boot: str = "") -> None:
+        if self.witness.outages:
+            client.cut_until = max(client.cut_until, self.witness.outages[-1][1])
         number = next(self._numbers)
         instance = Instance(
             self.world, self.config, self._ended, client, boot or f"boot{number}", number
@@ -221,7 +223,8 @@ class Fate:
     def _do_cut(self) -> None:
         if instance := self._victim():
             self._count("cuts", instance.name)
-            instance.client.cut_until = self.world.now + self.world.rng.choice((2.0, 10.0, 50.0))
+            until = self.world.now + self.world.rng.choice((2.0, 10.0, 50.0))
+            instance.client.cut_until = max(instance.client.cut_until, until)
 
     def _do_server_away(self) -> None:
         seconds = self.world.rng.choice((10.0, 45.0))
