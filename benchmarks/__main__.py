@@ -1,4 +1,4 @@
-"""The benchmark: `python -m benchmarks [--quick] [--case NAME]...`; see README, "Speed"."""
+"""The benchmark: `python -m benchmarks [--quick] [--case NAME]...`; see docs/scaling.md."""
 
 import shutil
 import sys

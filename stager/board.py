@@ -36,8 +36,17 @@ STATUS_BYTES = 1 << 20
 class Notice:
     """Keeps the board up to date while it runs."""
 
-    def __init__(self, paths: Paths, heart: Heart, news: Callable[[], Hashable]) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        heart: Heart,
+        news: Callable[[], Hashable],
+        is_told: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.paths, self.heart = paths, heart
+        self._is_told = is_told
+        """Whether a fault is standing that was said, and explains ours."""
+        self._failures = 0
         self._news = news
         """Changes when something is to be said that no directory shows."""
         self._ended = threading.Event()
@@ -66,7 +75,10 @@ class Notice:
             try:
                 self.turn()
             except OSError as e:
-                self._say(f"the status page can't be written: {e}")
+                # The daemon's loop may be just about to meet the same fault, and to say it.
+                self._failures += 1
+                if self._failures > 1 and not self._is_told():
+                    self._say(f"the status page can't be written: {e}")
             except Exception:
                 if not self._troubled:
                     log.exception("a fault of ours in the status page")
@@ -89,6 +101,7 @@ class Notice:
         if at_work or seen != self._seen or since > SIGN_OF_LIFE_SECONDS:
             self.publish()
             self._seen, self._written = seen, time.monotonic()
+        self._failures = 0
         if self._troubled:
             self._troubled = False
             log.info("the status page is written again")

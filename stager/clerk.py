@@ -4,9 +4,10 @@ A cancel is obeyed in place by whoever can: the instance that works on the reque
 it waits. The others are taken first, so that they are done once. Owner rules: orders.py.
 """
 
+import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,8 @@ class Clerk:
         try:
             done = call(item)
         except (OSError, StagerError) as e:
-            self._wait(item.file, e)
+            # In rooms of our own, where nobody else's modes could be the reason.
+            self._wait(item.file, e, durable.PASSING | {errno.EACCES, errno.EPERM})
         except Exception:
             log.exception("a fault of ours, met by an order", order=item.file)
             self._ignored.add(item.file)
@@ -132,11 +134,13 @@ class Clerk:
             return done
         return False
 
-    def _wait(self, file: str, error: Exception) -> None:
+    def _wait(
+        self, file: str, error: Exception, machines: Container[int | None] = durable.PASSING
+    ) -> None:
         """Look at an order again later; what is a fault of the machine is the daemon's to say."""
         is_machines = isinstance(error, MachineFault)
         if isinstance(error, OSError):
-            is_machines = error.errno in durable.PASSING
+            is_machines = error.errno in machines
         if not is_machines and file not in self.must_wait:
             log.warning(f"an order must wait: {error}", order=file)
         self.must_wait[file] = f"an order must wait: {error}" if is_machines else ""

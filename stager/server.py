@@ -69,7 +69,7 @@ class Server:
         self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
         self.rounds = Rounds(Sweeper(self.paths, self.heart))
         self.bulletin = Bulletin(self.paths, self.heart, self.dispatcher, self.dropbox, config)
-        self.notice = Notice(self.paths, self.heart, self.bulletin.news)
+        self.notice = Notice(self.paths, self.heart, self.bulletin.news, lambda: self._is_told)
         self.observer = Observer(self.paths, self.bulletin)
         self._meter: Meter | None = None
         self._is_buried = False
@@ -329,6 +329,12 @@ class Server:
 
     def _new_names(self) -> list[str]:
         return [n for n in self.dropbox.seen if n not in self.dropbox.settling()[1]]
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether a standing fault has been said."""
+        hold = self.dispatcher.backlog.hold
+        return self._is_said or (hold is not None and hold.said)
 
     def _say_fault(self, fault: str) -> None:
         self.fault, self._last_bad = fault, time.monotonic()

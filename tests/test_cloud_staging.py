@@ -265,7 +265,7 @@ def test_an_archive_replaced_between_two_reads_is_never_mixed(cloud_lab: Labs, n
     assert present.items() <= old.items() or present.items() <= new.items()
     if result["state"] != "staged":  # one image of the old version was in place already
         assert result["error"]["code"] == "archive_changed", result
-        assert present == {TEST: old[TEST]}
+        assert len(present) == 1, "whichever of the two was read first"
     else:
         assert len(present) == 2
     assert lab.flag() == [image for image in FILES if FILES[image] in present]

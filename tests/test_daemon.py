@@ -104,7 +104,7 @@ def test_links_that_can_not_work_are_refused_with_the_reason(lab: Lab, place: st
     assert again.returncode == 2
     for text in (said, again.stderr):
         assert os.strerror(errno.EXDEV) in text
-        assert "on one filesystem that has hard links" in text
+        assert "both must be on one filesystem" in text
 
 
 def test_what_a_start_that_was_killed_left_is_removed_by_the_next(lab: Lab) -> None:

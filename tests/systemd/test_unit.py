@@ -22,6 +22,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(machine: Machine) -> None:
         done = machine.run("systemd-analyze", "--man=no", "verify", unit)
         ours = [line for line in done.stderr.splitlines() if "watcherd" in line]
         assert ours == []
+    assert "ProtectSystem=strict" in machine.systemctl("cat", "watcherd")
 
 
 @pytest.mark.parametrize("unit", ["watcherd.service", "watcherd@x.service"])
