@@ -97,7 +97,7 @@ def no_look_after_an_error(source: Path, target: Path) -> bool:
 # -- claims --------------------------------------------------------------------------------------
 
 
-@leaves_out("take and accept are two renames", "stager.spool.Spool.take", seed=12,
+@leaves_out("take and accept are two renames", "stager.spool.Spool.take", rare=True, seed=12,
             duplicate=0.2, drops=12)  # fmt: skip
 def no_accept(self: Spool, name: str) -> Claim | None:
     file = name if can_name_result(request_name(name)) else ""
@@ -119,6 +119,7 @@ def no_inode_check(_self: Spool, _claim: Claim, _inode: int) -> None:
 @leaves_out(
     "what a lost reply left is taken over, not just gone on with",
     "stager.spool.Spool.take_over",
+    rare=True,
     seed=12,
     lost_late=0.06,
     lost=0.06,
@@ -180,7 +181,8 @@ def publish_first(self: Spool, answers: Answers, _: Any = None) -> set[Claim]:
     return _answer(self, answers, "wpc")
 
 
-@leaves_out("an answer's making can't be repeated late", "stager.spool.Spool.write_answers", seed=4,
+@leaves_out("an answer's making can't be repeated late", "stager.spool.Spool.write_answers",
+            rare=True, seed=4,
             duplicate=0.3, again=0.0, drops=12)  # fmt: skip
 def no_desk(self: Spool, answers: Answers) -> None:
     for claim, answer in answers:
@@ -190,7 +192,11 @@ def no_desk(self: Spool, answers: Answers) -> None:
 
 
 @leaves_out(
-    "answers are finished by whoever finds them", "stager.server.finish", seed=3, ambush=0.3
+    "answers are finished by whoever finds them",
+    "stager.server.finish",
+    rare=True,
+    seed=3,
+    ambush=0.3,  # fmt: skip
 )
 def no_finisher(_spool: Spool) -> int:
     return 0
@@ -264,7 +270,7 @@ def broken_by_unlink(self: Locks, key: str) -> Work:
     return work
 
 
-@leaves_out("of several tokens the highest counts", "stager.lock.Locks.tokens", seed=5,
+@leaves_out("of several tokens the highest counts", "stager.lock.Locks.tokens", rare=True, seed=5,
             duplicate=0.5, drops=10, chaos_seconds=200.0)  # fmt: skip
 def the_lowest_token(self: Locks, key: str) -> list[Token]:
     try:
@@ -274,7 +280,7 @@ def the_lowest_token(self: Locks, key: str) -> list[Token]:
     return sorted(t for t in map(Token.parse, names) if t)[:1]
 
 
-@leaves_out("what a failed release leaves is freed", "stager.lock.Locks.free_left",
+@leaves_out("what a failed release leaves is freed", "stager.lock.Locks.free_left", rare=True,
             lost_late=0.0, refused=0.2, drops=8, kill=0.0, cut_power=0.0, stop=0.0, pause=0.0,
             ambush=0.0, chaos_seconds=60.0)  # fmt: skip
 def never_freed(_self: Locks) -> None:
@@ -290,7 +296,8 @@ def replacing_rename(source: Path, target: Path) -> bool:
     return True
 
 
-@leaves_out("an image that is there is adopted", "stager.stage.Staging._adopt", kill=3.0, drops=10)
+@leaves_out("an image that is there is adopted", "stager.stage.Staging._adopt",
+            rare=True, kill=3.0, drops=10)  # fmt: skip
 def never_adopted(_self: Staging, _image: str, _member: Any) -> bool:
     return False
 
@@ -350,7 +357,8 @@ def image_first(work: Work, marker: Marker, staged: gc.Staged, now: float) -> st
 # -- the living and the dead ---------------------------------------------------------------------
 
 
-@leaves_out("dead is who was silent for a lease", "stager.instance.Heart._judge", slow=0.02)
+@leaves_out("dead is who was silent for a lease", "stager.instance.Heart._judge",
+            rare=True, slow=0.02)  # fmt: skip
 def dead_at_once(_self: Heart, seen: _Seen) -> bool:
     return seen.samples >= 1
 
@@ -362,7 +370,7 @@ def bad_samples_count(_self: Heart, now: float | None = None) -> None:  # noqa: 
     return
 
 
-@leaves_out("the living are not taken for dead", "stager.instance.Heart.dead", **ZOMBIES)
+@leaves_out("the living are not taken for dead", "stager.instance.Heart.dead", rare=True, **ZOMBIES)
 def nobody_dies(_self: Heart, _inst: str) -> bool:
     return False
 

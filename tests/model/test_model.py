@@ -9,7 +9,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 SCHEDULES = 60
-BUDGET = 12
+BUDGET = 30
 
 
 def model(*args: str) -> str:
