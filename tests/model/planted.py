@@ -196,7 +196,7 @@ def no_desk(self: Spool, answers: Answers) -> None:
     "stager.server.finish",
     rare=True,
     seed=3,
-    ambush=0.3,  # fmt: skip
+    ambush=0.3,
 )
 def no_finisher(_spool: Spool) -> int:
     return 0
