@@ -1,11 +1,51 @@
-"""What a case came to, as the answer that its submitter reads."""
+"""What a case came to, as the answer that its submitter reads; and what is there already."""
 
 import hashlib
+import time
 
+import structlog
+
+from stager import marker
 from stager.archive import Archive
 from stager.case import Case, Tools
 from stager.errors import Internal, StagerError, Then
 from stager.result import ArchivePart, ImagePart, Result, State, error_part, stamp
+
+log = structlog.get_logger()
+
+
+def is_staged(tools: Tools, case: Case) -> bool:
+    """Whether all that is asked for is there already; asks neither network nor token."""
+    assert case.request is not None
+    build, images = case.request.build, case.request.images
+    look(tools, case)
+    if case.request.force or len(case.staged) < len(images):
+        case.staged = {}
+        return False
+    names = quoted(images)
+    log.info(f"All requested images ({names}) for build {build.target} have already been staged.",
+             request_id=case.claim.request_id)  # fmt: skip
+    return True
+
+
+def look(tools: Tools, case: Case) -> None:
+    """Look which of the images are staged; for a minute retention knows that they are used."""
+    assert case.request is not None
+    case.looked_at = time.monotonic()
+    case.staged = tools.marker.staged(case.request.build, case.request.images)
+
+
+def is_true(tools: Tools, case: Case) -> bool:
+    """Whether an answer still is; one that took longer than a minute is asked for again.
+
+    Else retention might remove what we are about to say is staged: it knows of no use but a touch.
+    """
+    stale = time.monotonic() - case.looked_at > marker.TOUCH_SECONDS
+    if not stale or not case.staged or case.error is not None:
+        return True
+    before = case.staged
+    look(tools, case)
+    return case.staged == before
 
 
 def make_result(tools: Tools, case: Case) -> Result:
@@ -83,3 +123,9 @@ def _image(tools: Tools, case: Case, image: str) -> ImagePart:
         sha256=sidecar.sha256,
         generation=sidecar.generation,
     )
+
+
+def quoted(names: list[str] | tuple[str, ...]) -> str:
+    """Join names as the seed's log did: `a', `b' and `c'."""
+    quoted = [f"`{name}'" for name in names]
+    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))

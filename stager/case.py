@@ -46,6 +46,8 @@ class Case:
     started_at: float = 0.0
     starts_before: int = 0
     staged: dict[str, Sidecar] = field(default_factory=dict)
+    looked_at: float = 0.0
+    """When it was looked what is staged, which touches it; monotonic."""
     failures: dict[str, StagerError] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     archive: Archive | None = None

@@ -192,7 +192,9 @@ class Heart:
             and not seen.cloned
         )
         patience = 3 * self.heartbeat if restarted else self.lease
-        return seen.samples >= GONE_SAMPLES and unchanged >= patience
+        # Where our own looks have stopped, what was true at the last one proves nothing.
+        looks = time.monotonic() - self._last_sample < self.lease / 2
+        return looks and seen.samples >= GONE_SAMPLES and unchanged >= patience
 
     def _sample(self, inst: str, count: int, now: float) -> _Seen:
         seen = self._seen.get(inst)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from stager import durable, job
+from stager.answer import is_staged
 from stager.case import Case, Tools
 from stager.dropbox import DropBox
 from stager.errors import Internal, MachineFault, RequestError, StagerError, Then
@@ -220,7 +221,7 @@ class Intake:
         """
         try:
             with durable.storage():
-                if not job.is_staged(self.tools, case):
+                if not is_staged(self.tools, case):
                     return False
         except MachineFault:
             return False

@@ -18,7 +18,7 @@ import random
 import structlog
 
 from stager import durable
-from stager.answer import make_result
+from stager.answer import is_staged, is_true, look, make_result, quoted
 from stager.archive import GenerationGone
 from stager.case import Case, Tools
 from stager.errors import (
@@ -90,23 +90,9 @@ def _stage(tools: Tools, case: Case) -> None:
             # A directory that is gone may mean that we were fenced off, not that a disk failed.
             work.check()
             raise
-    case.staged = tools.marker.staged(request.build, request.images)
+    look(tools, case)
     if any(i not in case.staged and i not in case.failures for i in request.images):
         raise ArchiveUnavailable("another request changed the build meanwhile")
-
-
-def is_staged(tools: Tools, case: Case) -> bool:
-    """Whether all that is asked for is there already; asks neither network nor token."""
-    assert case.request is not None
-    build, images = case.request.build, case.request.images
-    staged = tools.marker.staged(build, images)
-    if case.request.force or len(staged) < len(images):
-        return False
-    case.staged = staged
-    names = _quoted(images)
-    log.info(f"All requested images ({names}) for build {build.target} have already been staged.",
-             request_id=case.claim.request_id)  # fmt: skip
-    return True
 
 
 def _is_judged(case: Case) -> bool:
@@ -136,7 +122,7 @@ def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> 
     request, rid = case.request, case.claim.request_id
     assert request is not None
     build = request.build
-    log.info(f"Image(s) {_quoted(missing)} for build {build.target} will be staged", request_id=rid)
+    log.info(f"Image(s) {quoted(missing)} for build {build.target} will be staged", request_id=rid)
     fetched = 0
     for last in (False, True):
         case.progress.enter("looking for the archive")
@@ -245,7 +231,11 @@ def answer_all(tools: Tools, cases: list[Case]) -> None:
         case.learnt_at = tools.heart.server_now()
         results.append((case, make_result(tools, case)))
         case.progress.enter("answering")
-    committed = tools.spool.answer_all([(case.claim, result) for case, result in results])
+    by_claim = {case.claim: case for case in cases}
+    committed = tools.spool.answer_all(
+        [(case.claim, result) for case, result in results],
+        lambda claim: is_true(tools, by_claim[claim]),
+    )
     for case, result in results:
         case.is_answered = case.claim in committed
         if case.is_answered:
@@ -263,9 +253,3 @@ def _say(tools: Tools, case: Case, result: Result) -> None:
         log.warning(f"{result.state}: {result.error.message}", code=result.error.code, **facts)
     else:
         log.info(f"{result.state}", build=result.build, bytes=result.bytes_fetched, **facts)
-
-
-def _quoted(names: list[str] | tuple[str, ...]) -> str:
-    """Join names as the seed's log did: `a', `b' and `c'."""
-    quoted = [f"`{name}'" for name in names]
-    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))

@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -229,15 +230,20 @@ class Spool:
         if not self.answer_all([(claim, answer)]):
             raise TakenOver(f"{claim} is no longer ours")
 
-    def answer_all(self, answers: list[tuple[Claim, Result]]) -> set[Claim]:
+    def answer_all(
+        self,
+        answers: list[tuple[Claim, Result]],
+        is_true: Callable[[Claim], bool] = lambda _: True,
+    ) -> set[Claim]:
         """Write the results privately, commit the claims, publish the results: in this order.
 
         Each step is on disk for all of them before any takes the next: a directory is synced once.
         The commit is the one rename that decides; returned are the claims that were still ours.
+        `is_true` is asked right before it; a claim whose answer is not true any more is adopted.
         """
         self.write_answers(answers)
         self.heart.confirm()
-        committed = [claim for claim, answer in answers if self._commit(claim, answer.state)]
+        committed = [c for c, answer in answers if self._commit(c, answer.state, is_true)]
         # Both ends: a power loss must not leave a claim in two places, or in none.
         for room in {self._room(answer.state) for claim, answer in answers if claim in committed}:
             self._sync(room)
@@ -246,8 +252,9 @@ class Spool:
         self.publish_all(committed)
         return set(committed)
 
-    def _commit(self, claim: Claim, state: State) -> bool:
-        committed = durable.move(self._active(claim), self._room(state) / str(claim))
+    def _commit(self, claim: Claim, state: State, is_true: Callable[[Claim], bool]) -> bool:
+        source, target = self._active(claim), self._room(state) / str(claim)
+        committed = is_true(claim) and durable.move(source, target)
         self.drop(claim)
         if not committed:
             durable.discard(self.paths.private / str(claim))
@@ -256,8 +263,9 @@ class Spool:
     def write_answers(self, answers: list[tuple[Claim, Result]]) -> None:
         """Write answers privately and synced.
 
-        They are made in a directory that is gone before they count: so duplicates of their making
-        that are executed late (NFSv3) can't put an empty one in its place, in private/ or results/.
+        They are made in a directory that is gone before they count, and linked, which replaces
+        nothing, until then: so duplicates of their making that are executed late (NFSv3) can't put
+        an empty one in its place, in private/ or results/. Only a torn one (finish.py) is replaced.
         """
         desk = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
         durable.make_dir(desk)
@@ -265,7 +273,8 @@ class Spool:
         texts = [result.to_yaml(answer, claim) for claim, answer in answers]
         durable.write_all_new(zip(new, texts, strict=True))
         for file, (claim, _) in zip(new, answers, strict=True):
-            if not durable.move(file, self.paths.private / str(claim)):
+            private = self.paths.private / str(claim)
+            if not (durable.link(file, private) or durable.move(file, private)):
                 raise StorageError("an answer that was just written is gone")
         if not durable.remove_tree(desk):
             raise StorageError("a directory that an answer was written in can't be removed")

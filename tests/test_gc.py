@@ -13,11 +13,18 @@ import pytest
 import yaml
 from lab import BUCKET, BUILD, FILES, Lab, until
 
-from stager import gc
+from stager import gc, job
+from stager.answer import is_staged
+from stager.case import Case, Tools
 from stager.config import KeepBuilds, load_config
+from stager.errors import TakenOver
+from stager.fetch import Room
 from stager.gc import Staged, choose
+from stager.hook import Hook
 from stager.layout import Build, parse_build
-from stager.marker import Marker
+from stager.marker import TOUCH_SECONDS, Marker
+from stager.request import parse_request
+from stager.source import open_source
 
 DAY = 86400.0
 NAMES = frozenset(FILES.values())
@@ -201,6 +208,48 @@ def test_a_use_in_the_last_moment_writes_the_flag_back(used: Lab) -> None:
     with peer.locks.take(build.key) as work:
         assert gc.remove(work, marker, staged, time.time()) == "used meanwhile"
     assert sorted(used.flag(url(0))) == ["base", "test"]
+
+
+@pytest.fixture
+def answering(used: Lab) -> Iterator[tuple[Tools, Case]]:
+    """Return a request for the oldest build, found staged so long ago that it must be looked at."""
+    config, peer = load_config(used.config, {}), used.peer()
+    tools = Tools(
+        config, peer.heart, peer.spool, peer.locks, Marker(config.paths, config.images),
+        open_source(config), Room(config.static, config), Hook([]),
+    )  # fmt: skip
+    claim = peer.spool.take(f"{used.drop('late', url(0), ['test'])}.yaml")
+    assert claim is not None
+    dropped = peer.spool.read(claim)
+    case = Case(claim, dropped, parse_request(dropped.data, config.rules))
+    assert is_staged(tools, case)
+    use(used, url(0), 10)
+    case.looked_at -= TOUCH_SECONDS
+    yield tools, case
+    tools.hook.stop()
+
+
+def test_an_answer_that_took_long_is_a_use_once_more(
+    used: Lab, answering: tuple[Tools, Case]
+) -> None:
+    tools, case = answering
+    job.answer(tools, case)
+    assert used.result("late")["state"] == "already_staged"
+    assert time.time() - next(iter(sidecars(used, url(0))[-1:])).stat().st_mtime < 60
+
+
+def test_what_was_removed_while_it_was_answered_is_not_said_to_be_staged(
+    used: Lab, answering: tuple[Tools, Case]
+) -> None:
+    tools, case = answering
+    assert case.request is not None
+    staged = next(s for s in gc.survey(tools.config, time.time()) if s.build == case.request.build)
+    with tools.locks.take(staged.build.key) as work:
+        assert gc.remove(work, tools.marker, staged, time.time()) == ""
+    with pytest.raises(TakenOver):
+        job.answer(tools, case)
+    assert used.spool("active") == [str(case.claim)]
+    assert not (used.root / "results/late.yaml").exists()
 
 
 def test_what_is_not_ours_in_a_builds_directory_stays(used: Lab) -> None:

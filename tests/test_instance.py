@@ -175,6 +175,14 @@ def test_a_late_look_alone_condemns_nobody(quick: Lab) -> None:
     assert not observer.heart.dead(other.inst)
 
 
+def test_a_verdict_ends_when_the_looks_do(quick: Lab) -> None:
+    observer, silent = quick.peer(), quick.peer(machine="other")
+    seconds_until_dead(observer, silent.inst, 0)
+    wait_for(LEASE / 2)
+    assert not observer.heart.dead(silent.inst)
+    assert silent.inst in observer.heart.living()
+
+
 def test_a_counter_that_moves_under_our_machine_id_gets_the_whole_lease(quick: Lab) -> None:
     observer, clone = quick.peer(), quick.peer(boot="a cloned disk's boot")
     observer.heart.observe()

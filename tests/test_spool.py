@@ -237,6 +237,20 @@ def test_an_answered_request_is_put_away_as_it_ended(lab: Lab, state: State, roo
     assert lab.is_clean()
 
 
+def test_an_answer_that_is_no_longer_true_is_not_committed(lab: Lab) -> None:
+    peer = lab.peer()
+    claim = take(lab, peer)
+
+    def is_true(asked: Claim) -> bool:
+        assert lab.spool("private") == [str(asked)]
+        return False
+
+    assert peer.spool.answer_all([(claim, answer_to(claim))], is_true) == set()
+    assert lab.spool("active") == [str(claim)]
+    assert lab.spool("private") == []
+    assert not (lab.root / "results/a.yaml").exists()
+
+
 def test_answers_are_readable_by_all_and_keep_nothing_back_whatever_the_umask(lab: Lab) -> None:
     peer, before = lab.peer(), os.umask(0o077)
     try:

@@ -8,6 +8,7 @@ from model.standins import Machine, Pool
 from model.turns import Event, Scheduler
 from stager.backlog import Backlog
 from stager.config import Config
+from stager.errors import MachineFault
 from stager.instance import Buried
 from stager.server import Server
 
@@ -40,7 +41,7 @@ class Instance(Machine):
             self.server = server
             try:
                 server.start()
-            except OSError:
+            except (OSError, MachineFault):
                 # systemd starts it again.
                 failed = True
                 break
@@ -49,7 +50,7 @@ class Instance(Machine):
                 server.wait()
             try:
                 server.stop()
-            except (OSError, Buried):
+            except (OSError, MachineFault, Buried):
                 break
         self.ended(self, failed)
         self.world.sleep(1e9)

@@ -76,8 +76,10 @@ class Fate:
                 self._at(rng.expovariate(50.0), lambda: self._do_drop(name))
         elif "/.stager/locks/" in change.path and (task := current()) and task.name == "keeper":
             # A use of what retention is about to remove.
-            self._at(0.0, self._do_drop)
-        striking = place.startswith(("spool/active", "spool/done", "static/images", "static/.st"))
+            key = os.path.basename(os.path.dirname(change.path))
+            self._at(0.0, lambda: self._do_drop(build=self.witness.builds[key]))
+            task.stalled_until = self.world.now + rng.random() * self.plan.watched
+        striking = place.startswith(self.plan.ambushes)
         if change.who == "user" or not striking or rng.random() >= self.plan.ambush:
             return
         victims = [i for i in self._running() if i.client.name == change.who and not i.paused]
@@ -96,6 +98,8 @@ class Fate:
         return any(i.boot == boot and i.pid == pid and not i.dead for i in self.instances)
 
     def _boot(self, client: Client, boot: str = "") -> None:
+        if self.witness.outages:
+            client.cut_until = max(client.cut_until, self.witness.outages[-1][1])
         number = next(self._numbers)
         instance = Instance(
             self.world, self.config, self._ended, client, boot or f"boot{number}", number
@@ -114,12 +118,13 @@ class Fate:
         self.network.count(what)
         self.note("fate", what, who)
 
-    def _do_drop(self, name: str = "") -> None:
+    def _do_drop(self, name: str = "", build: Build | None = None) -> None:
         witness, rng = self.witness, self.world.rng
         number = len(witness.asked) + 1
-        if number > self.plan.drops:
+        if number > self.plan.drops and build is None:
             return
-        build, name = rng.choice(BUILDS), name or rng.choice(NAMES)
+        build = build or rng.choice(BUILDS[: self.plan.builds])
+        name = name or rng.choice(NAMES)
         images = rng.choice((["test"], ["test", "base"], ["base"]))
         force = self.plan.force and rng.random() < 0.4
         text = f"build: {build.url}\nimages: [{', '.join(images)}]\nnote: number {number}\n"
@@ -185,9 +190,12 @@ class Fate:
         instance, rng = victim or self._victim(), self.world.rng
         if instance is None or instance.dead or instance.paused:
             return
+        if all(other.paused for other in self._running() if other is not instance):
+            # Somebody must be there to take over.
+            return
         self._count("pauses", instance.name)
         instance.paused = True
-        if rng.random() < 0.6:
+        if rng.random() < self.plan.zombies:
             self._overtaken.add(instance)
             seconds = 200.0
         else:
@@ -215,14 +223,17 @@ class Fate:
     def _do_cut(self) -> None:
         if instance := self._victim():
             self._count("cuts", instance.name)
-            instance.client.cut_until = self.world.now + self.world.rng.choice((2.0, 10.0, 50.0))
+            until = self.world.now + self.world.rng.choice((2.0, 10.0, 50.0))
+            instance.client.cut_until = max(instance.client.cut_until, until)
 
     def _do_server_away(self) -> None:
         seconds = self.world.rng.choice((10.0, 45.0))
         self._count("server away", f"{seconds}")
         for instance in self._running():
-            instance.client.cut_until = self.world.now + seconds
-        self.witness.outages.append((self.world.now, self.world.now + seconds))
+            client = instance.client
+            client.cut_until = max(client.cut_until, self.world.now + seconds)
+        before = self.witness.outages[-1][1] if self.witness.outages else 0.0
+        self.witness.outages.append((max(self.world.now, before), self.world.now + seconds))
 
     def _do_clock(self) -> None:
         if instance := self._victim():

@@ -120,6 +120,8 @@ class History(Fate):
         for odd in fields(Odds):
             setattr(self.network.odds, odd.name, 0.0)
         self.note("fate", "quiet")
+        now = self.world.now
+        self.witness.outages = [(min(a, now), min(b, now)) for a, b in self.witness.outages]
         self.chaotic = False
         for instance in self._running():
             if instance not in self._overtaken:

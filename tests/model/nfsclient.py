@@ -116,14 +116,15 @@ class Client:
     def utime(self, path: str) -> None:
         name = self._look(path)
         self.travel()
+        # One's own change of a directory: the client asks for its names anew.
+        self._listed.pop(path, None)
+        self._drop_names(path)
         if name is not None and name.handle is not None and os.fstat(name.handle).st_nlink:
             # A time is set by handle: of the file that had the name.
             self.disk.touch(os.fstat(name.handle).st_ino)
             return
         self.disk.touch(os.stat(path).st_ino)
         self._forget(path)
-        self._listed.pop(path, None)
-        self._drop_names(path)
 
     # -- looks -----------------------------------------------------------------------------------
 

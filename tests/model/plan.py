@@ -33,8 +33,16 @@ class Plan:
     """The server's clock, in seconds."""
     ambush: float
     """How likely a step that others see is the last for a while, or for good."""
+    ambushes: tuple[str, ...]
+    """Where, by the beginning of a path."""
+    zombies: float
+    """How likely who is paused sleeps until somebody else has taken its work."""
     redrop: float
     """How likely a NAME is used again just when its file is taken."""
+    builds: int
+    """How many builds are asked for."""
+    watched: float
+    """For how long, at most, retention stands still where somebody uses what it removes."""
     events: dict[str, float]
     """How likely each kind of event is, beside the others."""
 
@@ -60,7 +68,11 @@ class Plan:
             force=rng.random() < 0.4,
             tick=rng.choice((0.05, 0.2, 1.0)),
             ambush=some(0.01),
+            ambushes=("spool/active", "spool/done", "static/images", "static/.st"),
+            zombies=0.6,
             redrop=some(0.05),
+            builds=len(BUILDS),
+            watched=0.0,
             events={
                 "drop": 6.0, "withdraw": 0.5, "kill": some(0.5), "cut power": some(0.5),
                 "pause": some(1.0), "stall": some(1.0), "stall heart": some(0.5), "cut": some(0.5),

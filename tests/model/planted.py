@@ -74,8 +74,9 @@ def leaves_out(
 # -- after an error, and before a decision -------------------------------------------------------
 
 
-@leaves_out("touch a directory before a listing that decides", "stager.durable.listing", seed=6,
-            stale_listing=1.0, again=0.1, slow=0.0, tick=1.0, drops=12)  # fmt: skip
+@leaves_out("touch a directory before a listing that decides", "stager.durable.listing", seed=10,
+            rare=True, stale_listing=1.0, again=0.5, slow=0.0, tick=5.0, drops=20,
+            drop=30.0)  # fmt: skip
 def no_touch(directory: Path, *, touch: bool = True) -> list[str]:  # noqa: ARG001
     names: list[str] = WORLD.os.listdir(directory)
     return names
@@ -96,7 +97,7 @@ def no_look_after_an_error(source: Path, target: Path) -> bool:
 # -- claims --------------------------------------------------------------------------------------
 
 
-@leaves_out("take and accept are two renames", "stager.spool.Spool.take", seed=12,
+@leaves_out("take and accept are two renames", "stager.spool.Spool.take", rare=True, seed=12,
             duplicate=0.2, drops=12)  # fmt: skip
 def no_accept(self: Spool, name: str) -> Claim | None:
     file = name if can_name_result(request_name(name)) else ""
@@ -118,6 +119,7 @@ def no_inode_check(_self: Spool, _claim: Claim, _inode: int) -> None:
 @leaves_out(
     "what a lost reply left is taken over, not just gone on with",
     "stager.spool.Spool.take_over",
+    rare=True,
     seed=12,
     lost_late=0.06,
     lost=0.06,
@@ -170,16 +172,17 @@ def _answer(self: Spool, answers: Answers, order: str) -> set[Claim]:
 
 
 @leaves_out("the answer is on disk before the commit", "stager.spool.Spool.answer_all", ambush=0.3)
-def commit_first(self: Spool, answers: Answers) -> set[Claim]:
+def commit_first(self: Spool, answers: Answers, _: Any = None) -> set[Claim]:
     return _answer(self, answers, "cwp")
 
 
 @leaves_out("the commit comes before the public answer", "stager.spool.Spool.answer_all", kill=2.0)
-def publish_first(self: Spool, answers: Answers) -> set[Claim]:
+def publish_first(self: Spool, answers: Answers, _: Any = None) -> set[Claim]:
     return _answer(self, answers, "wpc")
 
 
-@leaves_out("an answer's making can't be repeated late", "stager.spool.Spool.write_answers", seed=4,
+@leaves_out("an answer's making can't be repeated late", "stager.spool.Spool.write_answers",
+            rare=True, seed=4,
             duplicate=0.3, again=0.0, drops=12)  # fmt: skip
 def no_desk(self: Spool, answers: Answers) -> None:
     for claim, answer in answers:
@@ -189,7 +192,11 @@ def no_desk(self: Spool, answers: Answers) -> None:
 
 
 @leaves_out(
-    "answers are finished by whoever finds them", "stager.server.finish", seed=3, ambush=0.3
+    "answers are finished by whoever finds them",
+    "stager.server.finish",
+    rare=True,
+    seed=3,
+    ambush=0.3,
 )
 def no_finisher(_spool: Spool) -> int:
     return 0
@@ -198,24 +205,32 @@ def no_finisher(_spool: Spool) -> int:
 # -- the build token -----------------------------------------------------------------------------
 
 ZOMBIES: dict[str, Any] = {
-    "pause": 2.0,
     "kill": 0.0,
     "cut_power": 0.0,
-    "stall_heart": 2.0,
-    "drops": 12,
-    "chaos_seconds": 200.0,
-    "ambush": 0.25,
+    "pause": 0.5,
+    "stall": 0.0,
+    "stall_heart": 0.0,
+    "stop": 0.0,
+    "cut": 0.0,
+    "server_away": 0.0,
+    "drops": 30,
+    "chaos_seconds": 300.0,
+    "ambush": 0.4,
+    "ambushes": ("static",),
+    "zombies": 1.0,
+    "builds": 1,
+    "force": True,
 }
 
 
-@leaves_out("the owners before are fenced", "stager.lock.Work.open", rare=True, **ZOMBIES)
+@leaves_out("the owners before are fenced", "stager.lock.Work.open", seed=10, rare=True, **ZOMBIES)
 def no_fence(self: Work) -> None:
     self.dir = self._make(self.paths.work / f"{self.key}.{self.token}")
     self.check()
 
 
 @leaves_out("after the fence, see that the token is still ours", "stager.lock.Work.open", rare=True,
-            **ZOMBIES)  # fmt: skip
+            **ZOMBIES | {"ambushes": ("static/.stager/locks",)})  # fmt: skip
 def no_recheck(self: Work) -> None:
     prefix = f"{self.key}."
     for name in durable.listing(self.paths.work):
@@ -235,7 +250,7 @@ def half_a_fence(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
 
 @leaves_out("a work directory is made elsewhere and renamed in",
             "stager.lock.Work._make", rare=True,
-            duplicate=0.3, **ZOMBIES)  # fmt: skip
+            duplicate=0.7, **ZOMBIES)  # fmt: skip
 def made_in_place(_self: Work, path: Path) -> Path:
     durable.make_dir(path)
     return path
@@ -255,7 +270,7 @@ def broken_by_unlink(self: Locks, key: str) -> Work:
     return work
 
 
-@leaves_out("of several tokens the highest counts", "stager.lock.Locks.tokens", seed=5,
+@leaves_out("of several tokens the highest counts", "stager.lock.Locks.tokens", rare=True, seed=5,
             duplicate=0.5, drops=10, chaos_seconds=200.0)  # fmt: skip
 def the_lowest_token(self: Locks, key: str) -> list[Token]:
     try:
@@ -265,8 +280,9 @@ def the_lowest_token(self: Locks, key: str) -> list[Token]:
     return sorted(t for t in map(Token.parse, names) if t)[:1]
 
 
-@leaves_out("what a failed release leaves is freed", "stager.lock.Locks.free_left",
-            lost_late=0.0, refused=0.1, drops=4, kill=0.0)  # fmt: skip
+@leaves_out("what a failed release leaves is freed", "stager.lock.Locks.free_left", rare=True,
+            lost_late=0.0, refused=0.2, drops=8, kill=0.0, cut_power=0.0, stop=0.0, pause=0.0,
+            ambush=0.0, chaos_seconds=60.0)  # fmt: skip
 def never_freed(_self: Locks) -> None:
     return
 
@@ -280,7 +296,8 @@ def replacing_rename(source: Path, target: Path) -> bool:
     return True
 
 
-@leaves_out("an image that is there is adopted", "stager.stage.Staging._adopt", kill=3.0, drops=10)
+@leaves_out("an image that is there is adopted", "stager.stage.Staging._adopt",
+            rare=True, kill=3.0, drops=10)  # fmt: skip
 def never_adopted(_self: Staging, _image: str, _member: Any) -> bool:
     return False
 
@@ -316,8 +333,8 @@ def untouched(self: Marker, build: Any, image: str) -> bool:
     return self.paths.sidecar(build.key, image).name in durable.listing(self.paths.sidecars)
 
 
-@leaves_out("retention looks at the uses again after the flag", "stager.gc.remove", rare=True,
-            **KEEPING, slow=0.05)  # fmt: skip
+@leaves_out("retention looks at the uses again after the flag", "stager.gc.remove", seed=2,
+            **KEEPING | {"drops": 5, "drop": 20.0, "watched": 10.0})  # fmt: skip
 def not_looked_again(work: Work, marker: Marker, staged: gc.Staged, now: float) -> str:  # noqa: ARG001
     build, paths = staged.build, marker.paths
     marker.write_flag(work, build, without=staged.images)
@@ -340,18 +357,20 @@ def image_first(work: Work, marker: Marker, staged: gc.Staged, now: float) -> st
 # -- the living and the dead ---------------------------------------------------------------------
 
 
-@leaves_out("dead is who was silent for a lease", "stager.instance.Heart._judge", slow=0.02)
+@leaves_out("dead is who was silent for a lease", "stager.instance.Heart._judge",
+            rare=True, slow=0.02)  # fmt: skip
 def dead_at_once(_self: Heart, seen: _Seen) -> bool:
     return seen.samples >= 1
 
 
 @leaves_out("only good samples condemn", "stager.instance.Heart.forget_samples", rare=True,
-            server_away=2.0)  # fmt: skip
+            server_away=6.0, stall_heart=6.0, stall=0.0, drop=12.0, drops=40,
+            chaos_seconds=300.0)  # fmt: skip
 def bad_samples_count(_self: Heart, now: float | None = None) -> None:  # noqa: ARG001
     return
 
 
-@leaves_out("the living are not taken for dead", "stager.instance.Heart.dead", **ZOMBIES)
+@leaves_out("the living are not taken for dead", "stager.instance.Heart.dead", rare=True, **ZOMBIES)
 def nobody_dies(_self: Heart, _inst: str) -> bool:
     return False
 

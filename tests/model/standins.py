@@ -22,7 +22,8 @@ from model.nfsclient import Client
 from model.turns import Process, Scheduler, current
 
 MODULES = (
-    "backlog", "dispatch", "dropbox", "durable", "fetch", "finish", "gc", "inflate", "instance",
+    "answer", "backlog", "dispatch", "dropbox", "durable", "fetch", "finish", "gc", "inflate",
+    "instance",
     "intake", "job",
     "keeper", "lock", "marker", "orders", "clerk", "progress", "prune", "pulse", "result",
     "rounds", "server", "site",
@@ -248,6 +249,11 @@ class _ProcOs:
     environ: ClassVar[dict[str, str]] = {}
 
     @staticmethod
+    def kill(pid: int, _signal: int) -> None:
+        """Tell that a process which /proc does not show is not there."""
+        raise ProcessLookupError(pid)
+
+    @staticmethod
     def getpid() -> int:
         machine = _machine()
         return machine.pid if machine else 0
@@ -255,6 +261,19 @@ class _ProcOs:
     @staticmethod
     def readlink(path: str) -> str:
         return path
+
+
+class _Idle:
+    """A thread that does nothing: the status page, on which nothing rests, is left out."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def is_alive(self) -> bool:
+        return False
 
 
 def rmtree(osl: Os) -> Callable[[Any], None]:
@@ -302,7 +321,11 @@ def installed(world: Scheduler, root: str, living: Callable[[str, int], bool]) -
         "socket": SimpleNamespace(gethostname=lambda: (m := _machine()) and m.client.name),
     }  # fmt: skip
     site = importlib.import_module("stager.site")
-    wanted = [(identity, replaced_there), (site, {"yaml": _FastYaml})]
+    board = importlib.import_module("stager.board")
+    idle = SimpleNamespace(Event=lambda: turns.Event(world), Thread=_Idle)
+    wanted = [
+        (identity, replaced_there), (site, {"yaml": _FastYaml}), (board, {"threading": idle}),
+    ]  # fmt: skip
     for module in [*(importlib.import_module(f"stager.{name}") for name in MODULES), pathlib]:
         names = {"os"} if module is pathlib else replaced.keys() & vars(module).keys()
         wanted.append((module, {name: replaced[name] for name in names}))

@@ -75,17 +75,35 @@ class Witness(Answers):
         if change.verb != "rename" or change.late:
             return
         name, place = os.path.basename(change.source), os.path.dirname(change.source)
-        if os.path.dirname(change.path) == f"{self.spool}/instances":
-            self._beats.setdefault(os.path.basename(change.path).rpartition(".")[0], []).append(
-                self.now()
-            )
+        beating, _, count = os.path.basename(change.path).rpartition(".")
+        if os.path.dirname(change.path) == f"{self.spool}/instances" and count.isdigit():
+            self._beats.setdefault(beating, []).append(self.now())
         for inst in [inst for inst in self._beats if f"{inst}." in name]:
             # Answers may be finished by anybody, and a counter that stands still is buried.
             finished = place in {f"{self.spool}/instances", f"{self.spool}/private"}
-            if change.who == inst.rpartition("-")[0] or finished:
+            if change.who == inst.rpartition("-")[0] or finished or self._is_left(place, name):
+                continue
+            if self._is_blind(change, place):
                 continue
             if self.lives(inst) and self._silence(inst) < 0.9 * self.lease:
                 self.accuse(f"promise 4: {change.source} was taken from the living by {change.who}")
+
+    def _is_blind(self, change: Change, place: str) -> bool:
+        """Whether a sweeper's own heartbeat stands still, which is what looks at the others.
+
+        It then knows of no newcomer; its mistake costs somebody's work, never a request.
+        """
+        sweeper = os.path.basename(change.path).rpartition(".")[0]
+        beats = self._beats.get(sweeper, [0.0])
+        return place.endswith(("/tmp", "/work")) and self.now() - beats[-1] > self.lease / 2
+
+    def _is_left(self, place: str, name: str) -> bool:
+        """Whether this is a work directory whose token was given back."""
+        if place != f"{self.static}/.stager/work":
+            return False
+        key, _, rest = name.partition(".")
+        token = ".".join(rest.split(".")[:3])
+        return not os.path.exists(f"{self.static}/.stager/locks/{key}/{token}")
 
     def _silence(self, inst: str) -> float:
         """Return an instance's longest silence of late, but for outages of the server."""
@@ -132,7 +150,7 @@ class Witness(Answers):
         used = self.used.get((build.key, image), -1e9)
         if not self.keep_seconds:
             self.accuse(f"I3: {path} was removed by {change.who}")
-        elif change.late:
+        elif change.late and image in self.flag_lines(build):
             self.accuse(f"I3: {path} was removed by a late duplicate")
         elif self.now() - used < self.keep_seconds:
             self.accuse(f"I3: {path} was removed {self.now() - used:.1f} s after its use")
@@ -154,10 +172,14 @@ class Witness(Answers):
         """I4: the flag lists only images that are there, with their records."""
         lines = self.flag_lines(build)
         for image in lines:
-            self._listed.add(self.visible.get(self._image_path(build, image), (0, ""))[0])
+            inode = self.visible.get(self._image_path(build, image), (0, ""))[0]
             problem = self._record_problem(build, image)
-            # An empty record is the ghost of a late create: it lists nothing as staged.
-            if problem and problem != "an empty record":
+            if problem == "an empty record":
+                # The ghost of a late create and a late rename: it lists nothing as staged.
+                self._listed.discard(inode)
+                continue
+            self._listed.add(inode)
+            if problem:
                 self.accuse(f"I4: the flag of {build.target} lists {image}: {problem}")
 
     def flag_lines(self, build: Build) -> list[str]:
