@@ -49,7 +49,7 @@ def test_no_more_is_read_ahead_than_the_connections_may_hold() -> None:
     reader, connections = Memory(whole), 2
     stream = in_memory(reader, connections).stream(member, go_on)
     next(stream)
-    stream.close()  # an Iterator that is a generator
+    stream.close()
     assert len(reader.spans) <= connections + 1
     assert not [t for t in threading.enumerate() if t.name.startswith("slice")]
 

@@ -161,7 +161,7 @@ class _Stop:
             f"{self.step}: continued, and {place}/{name} appeared"
             for moment, place, kind, name in events
             if place.startswith(places) and kind in {"to", "new"}
-            if self.continued < moment < self.over
+            if self.continued < moment < self.over and not name.startswith("status.")
         ]
 
 
