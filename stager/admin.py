@@ -107,7 +107,9 @@ def _order(config: Config, order: Order, as_json: bool) -> None:
         raise SetupError(f"can't drop an order: {e.strerror} ({e.filename})") from None
     answer = client.await_answer(config.paths, name, ORDER_SECONDS)
     if answer is None:
-        click.echo("no watcherd has obeyed yet; the order stays and will be", err=True)
+        click.echo(
+            "no watcherd has obeyed yet: is one running? The order stays until one does", err=True
+        )
         sys.exit(client.TIMED_OUT)
     if answer.problem:
         click.echo(answer.problem, err=True)

@@ -50,7 +50,8 @@ def submit(
 ) -> None:
     """Ask for IMAGEs of BUILD (gs://BUCKET/PATH/BUILD)."""
     config = load(option, spool=not dry_run)
-    fields: dict[str, Any] = {"build": build, "images": list(images)}
+    wanted = [name for words in images for name in words.split(",") if name]
+    fields: dict[str, Any] = {"build": build, "images": wanted}
     given = {"priority": priority, "expires": expires, "wait": wait_archive, "note": note}
     fields |= {key: value for key, value in given.items() if value is not None}
     fields |= {"force": "true"} if force else {}
@@ -60,7 +61,8 @@ def submit(
     except RequestError as e:
         for problem in e.problems:
             click.echo(f"rejected: {problem.message}", err=True)
-        click.echo(f"hint: {e.hint}", err=True)
+        known = ", ".join(config.images)
+        click.echo(f"hint: nothing was dropped; the images here are {known}", err=True)
         sys.exit(client.REJECTED)
     if dry_run:
         click.echo(json.dumps(fields, indent=2) + "\n" if as_json else data.decode(), nl=False)

@@ -148,9 +148,17 @@ def take(paths: Paths, inst: str, item: Received) -> Path | None:
 
 
 def taken(paths: Paths) -> dict[Path, str]:
-    """Return the orders that were taken and not answered yet, each with its taker."""
+    """Return the orders taken and not answered yet, in the order they came, with their takers."""
     found = (_TAKEN.fullmatch(name) for name in durable.listing(paths.tmp))
-    return {paths.tmp / m[0]: m["inst"] for m in found if m}
+    takers = {paths.tmp / m[0]: m["inst"] for m in found if m}
+    return dict(sorted(takers.items(), key=lambda taken: _written_ns(taken[0])))
+
+
+def _written_ns(path: Path) -> int:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def read_taken(path: Path) -> Received | None:

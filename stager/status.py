@@ -78,10 +78,14 @@ def take(
 def _read_only(paths: Paths, snapshot: Snapshot) -> None:
     """Say it where the daemon of this machine can't write, not even what its fault is."""
     for path in (paths.spool, paths.static, paths.results):
-        if os.statvfs(path).f_flag & os.ST_RDONLY:
+        try:
+            if not os.statvfs(path).f_flag & os.ST_RDONLY:
+                continue
             message = f"{path} is mounted read-only"
-            fault = FaultPart(host=Identity.mine().host, code=StorageError.code, message=message)
-            snapshot.faults.append(fault)
+        except OSError as e:
+            message = f"{path}: {e.strerror}; is it mounted?"
+        fault = FaultPart(host=Identity.mine().host, code=StorageError.code, message=message)
+        snapshot.faults.append(fault)
 
 
 def _waiting(paths: Paths, snapshot: Snapshot, told: _Told, now: float, most: int) -> None:

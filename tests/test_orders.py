@@ -329,3 +329,12 @@ def test_an_order_means_only_requests_that_were_there_before_it(lab: Lab) -> Non
         until(lambda: waiting(lab) == {"one.yml", "one.json"}, "the later ones to wait on")
         until(lambda: not list(paths.control.glob("*.order")))
         assert waiting(lab) == {"one.yml", "one.json"}
+
+
+def test_orders_that_were_left_are_obeyed_in_the_order_they_came(lab: Lab) -> None:
+    config = load_config(lab.config, {})
+    for verb in ("pause", "resume") * 4:
+        orders.send(config.paths, Order(verb))
+    with lab.running():
+        until(lambda: not [n for n in lab.spool("control") if n.endswith(".order")], "obedience")
+        assert "paused" not in lab.spool("")

@@ -240,3 +240,13 @@ def test_a_request_that_has_waited_too_long_needs_somebody(lab: Lab) -> None:
         code, said = check(lab)
     assert code == 1
     assert "120 minutes" in said
+
+
+def test_a_directory_that_is_away_is_a_fault_and_not_the_end_of_status(lab: Lab) -> None:
+    static = lab.root / "static"
+    with lab.running():
+        static.rename(lab.root / "away")
+        done = lab.stager("status", "--json")
+        assert f"{static}: No such file or directory; is it mounted?" in done.stdout, done
+        (lab.root / "away").rename(static)
+        assert lab.ask(wait="0")["state"] == "failed", "it goes on"
