@@ -78,7 +78,7 @@ def busy(root: Path) -> Iterator[Lab]:
         try:
             with lab.running():
                 fill(lab)
-                cloud.slow(400_000)
+                cloud.slow(60_000)
                 for number in (7, 8):
                     lab.drop(f"nightly-lab{number}-{number}", build(number), ["test", "base"])
                 until(lambda: len(lab.spool("active")) == 2, "two downloads")
