@@ -73,6 +73,9 @@ def lab() -> Iterator[Lab]:
     with serving() as made:
         made.archive()
         yield made
+        # A request that was retried may still look for its archive, once more.
+        made.stager("cancel", "--all")
+        until(made.is_clean, "an end of all requests")
 
 
 def test_every_command_is_known() -> None:
