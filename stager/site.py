@@ -165,7 +165,8 @@ def _probe(source: Path, target: Path, what: str) -> None:
         os.rename(second, there)
     except OSError as e:
         if e.errno in durable.PASSING:
-            raise NotNow(f"{what}: {e.strerror} ({e.filename})") from None
+            remedy = f": {_way_out(e, source, target)}" if e.errno == errno.EROFS else ""
+            raise NotNow(f"{what}: {e.strerror} ({e.filename}){remedy}") from None
         raise SetupError(
             f"{what}: {e.strerror} ({e.filename}): {_way_out(e, source, target)}"
         ) from None
