@@ -64,7 +64,9 @@ class Spool:
         file = name if can_name_result(request_name(name)) else ""
         claim = Claim(file, nonce(), 0, 0, self.heart.inst, nonce())
         if os.geteuid() != 0 and self._is_others_folder(self.paths.requests / name):
-            raise NotClaimable("a folder of another user, who could keep us from moving it on")
+            # Even where it could be moved now: its owner could keep us from moving it on.
+            why = stuck.remedy(self.paths.requests / name, errno.EACCES)
+            raise NotClaimable(f"{os.strerror(errno.EACCES)}; {why}")
         try:
             taken = self._move(self.paths.requests / name, self.paths.active, claim)
         except OSError as e:
