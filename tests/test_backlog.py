@@ -245,3 +245,15 @@ def test_deferrals_back_off(starts: int) -> None:
     middle = min(FIRST_DEFERRAL_SECONDS * 2 ** (starts - 1), LONGEST_DEFERRAL_SECONDS)
     seconds = {deferral_seconds(starts) for _ in range(100)}
     assert middle * 0.8 <= min(seconds) < max(seconds) <= middle * 1.2
+
+
+def test_a_suspect_whose_probe_fails_leaves_the_probing_to_others() -> None:
+    backlog = Backlog(lambda: 100.0)
+    backlog.suspects.add("too-large")
+    backlog.met_fault("another", NoSpace("full"), is_probe=False)
+    hold = backlog.hold
+    assert hold
+    hold.probing = True
+    assert backlog.met_fault("too-large", NoSpace("full"), is_probe=True) is False
+    assert not hold.probing, "else nothing would ever be started again"
+    assert backlog.may_start()

@@ -214,3 +214,11 @@ def test_one_look_long_after_the_first_is_enough(quick: Lab) -> None:
     end = time.monotonic() + LEASE
     until(lambda: time.monotonic() > end)
     assert sweep() == [left]
+
+
+def test_an_order_that_was_taken_is_the_clerks_and_is_never_swept(lab: Lab) -> None:
+    peer = lab.peer()
+    taken = lab.root / "spool/tmp" / f"{peer.inst}.abcdefgh.abcdefghijklmnop.order"
+    taken.touch()
+    sweeper = Sweeper(peer.spool.paths, peer.heart)
+    assert taken not in set(sweeper._leftovers())
