@@ -17,6 +17,7 @@ from stager.yamltext import Document, TextError, parse_text
 MAX_BYTES = 64 * 1024
 PRIORITIES = {"high": 2, "normal": 5, "low": 8}
 NOT_ALLOWED = "the bucket is not allowed here"
+UNKNOWN_IMAGES = "invalid images requested"
 _SYNONYMS = {"archive_url": "build", "image_types": "images"}
 
 
@@ -55,7 +56,7 @@ def _images(value: Any, info: ValidationInfo) -> Any:
     known = _rules(info).image_files
     unknown = [name[:64] for name in dict.fromkeys(names) if name not in known]
     if unknown:
-        raise ValueError(f"invalid images requested: {unknown}")
+        raise ValueError(f"{UNKNOWN_IMAGES}: {unknown}")
     return tuple(dict.fromkeys(names))
 
 
@@ -137,7 +138,10 @@ def parse_request(data: bytes, rules: Rules) -> Request:
     request, problems = check(Request, document, {"rules": rules}, frozenset({"build", "images"}))
     if request is None:
         bucket_alone = all(problem.message.startswith(NOT_ALLOWED) for problem in problems)
-        raise (BucketNotAllowed if bucket_alone else RequestError)(problems)
+        hint = ""
+        if any(problem.message.startswith(UNKNOWN_IMAGES) for problem in problems):
+            hint = f"{RequestError.default_hint}; images here: {', '.join(rules.image_files)}"
+        raise (BucketNotAllowed if bucket_alone else RequestError)(problems, hint)
     return request
 
 

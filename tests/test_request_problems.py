@@ -203,3 +203,9 @@ def test_a_file_may_have_64_kib_and_no_byte_more() -> None:
     assert MAX_BYTES == 64 * 1024
     assert parse(full).build.url == BUILD
     assert problems(full + b"#") == [(0, 0, "the file is larger than 64 KiB")]
+
+
+def test_who_asks_for_an_unknown_image_is_told_which_there_are() -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(f"build: {BUILD}\nimages: [tset]\n".encode(), RULES)
+    assert caught.value.hint.endswith("images here: test, base, recovery")
