@@ -3,28 +3,20 @@
 import hashlib
 import time
 
-import structlog
-
 from stager import marker
 from stager.archive import Archive
 from stager.case import Case, Tools
 from stager.errors import Internal, StagerError, Then
 from stager.result import ArchivePart, ImagePart, Result, State, error_part, stamp
 
-log = structlog.get_logger()
-
 
 def is_staged(tools: Tools, case: Case) -> bool:
     """Whether all that is asked for is there already; asks neither network nor token."""
     assert case.request is not None
-    build, images = case.request.build, case.request.images
     look(tools, case)
-    if case.request.force or len(case.staged) < len(images):
+    if case.request.force or len(case.staged) < len(case.request.images):
         case.staged = {}
         return False
-    names = quoted(images)
-    log.info(f"All requested images ({names}) for build {build.target} have already been staged.",
-             request_id=case.claim.request_id)  # fmt: skip
     return True
 
 

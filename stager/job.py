@@ -35,7 +35,7 @@ from stager.hook import Call
 from stager.instance import Buried
 from stager.lock import Work
 from stager.request import PRIORITIES, Request
-from stager.result import Result
+from stager.result import Result, State
 from stager.stage import Staging
 
 log = structlog.get_logger()
@@ -251,5 +251,9 @@ def _say(tools: Tools, case: Case, result: Result) -> None:
     facts = {"request_id": result.request_id, "request": result.request, "seconds": seconds}
     if result.error:
         log.warning(f"{result.state}: {result.error.message}", code=result.error.code, **facts)
-    else:
-        log.info(f"{result.state}", build=result.build, bytes=result.bytes_fetched, **facts)
+        return
+    news = f"{result.state}"
+    if case.request and result.state is State.ALREADY_STAGED and case.archive is None:
+        names, target = quoted(case.request.images), case.request.build.target
+        news = f"All requested images ({names}) for build {target} have already been staged."
+    log.info(news, build=result.build, bytes=result.bytes_fetched, **facts)

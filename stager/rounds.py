@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 KEYS_AT_ONCE = 100
 SWEEPS_A_LEASE = 3
+NAMED = 3
+"""Of so many things that were swept the log tells the names."""
 
 
 @dataclass(slots=True)
@@ -66,5 +68,6 @@ class Rounds:
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + lease / SWEEPS_A_LEASE
-            for path in self.sweeper.sweep():
-                log.info("swept", path=str(path))
+            if swept := self.sweeper.sweep():
+                some = [str(path) for path in swept[:NAMED]]
+                log.info(f"swept {len(swept)} that nobody needs any more", paths=some)
