@@ -24,6 +24,7 @@ import structlog
 from stager import __version__, durable, log, service, site
 from stager.config import Config, find_config, load_config
 from stager.errors import MachineFault, NotNow, SetupError
+from stager.once import is_done
 from stager.server import Server
 from stager.vigil import Vigil
 from stager.watch import Wake
@@ -70,7 +71,7 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
                     config = reload(path, config, server)
                     vigil.tell("READY=1")
                 server.turn()
-                if once and server.idle():
+                if once and is_done(server):
                     break
                 vigil.tell()
                 server.wait()

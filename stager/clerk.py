@@ -1,41 +1,29 @@
 """Obeys the orders in control/: cancel, retry, pause, resume, pin, unpin.
 
-A cancel is obeyed in place by whoever can: the instance that works on the request, or anybody while
-it waits. The others are taken first, so that they are done once. Owner rules: orders.py.
+A cancel is obeyed in place, by whoever can (cancel.py). The others are taken first, so that they
+are done once. Owner rules: orders.py.
 """
 
 import errno
 import itertools
 import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
 from stager import again, durable, orders
+from stager.cancel import Cancelling
 from stager.dispatch import Dispatcher
-from stager.errors import Cancelled, MachineFault, StagerError
+from stager.errors import MachineFault, StagerError
 from stager.finish import finish
-from stager.layout import (
-    PIN_PREFIX,
-    ROOMS,
-    Claim,
-    Waiting,
-    is_request_name,
-    parse_build,
-    request_name,
-)
-from stager.orders import NOT_FOUND, NOT_YOURS, Answer, Received, called
-from stager.spool import NotClaimable, Spool
+from stager.layout import PIN_PREFIX, parse_build
+from stager.orders import Answer, Received
+from stager.spool import Spool
 
 log = structlog.get_logger()
-
-Entry = TypeVar("Entry", Claim, Waiting)
-CANCELLED, TOO_LATE = "cancelled", "already "
-TAKEN_LATE_NS = 500_000_000
 
 
 class Clerk:
@@ -44,9 +32,8 @@ class Clerk:
     def __init__(self, spool: Spool, dispatcher: Dispatcher, uid: int) -> None:
         self.spool, self.paths, self.dispatcher = spool, spool.paths, dispatcher
         self._rulers = {0, uid}
-        self._outcomes: dict[str, dict[str, str]] = {}
+        self._cancelling = Cancelling(spool, dispatcher, self._rulers)
         self._ignored: set[str] = set()
-        self._known: list[tuple[str, Claim]] | None = None
         self._leftover = True
         self.must_wait: dict[str, str] = {}
         """Orders that can't be obeyed for now, with the machine's fault where it is one."""
@@ -64,7 +51,7 @@ class Clerk:
             self._ignored.add(name)
             with suppress(OSError):
                 orders.remove(self.paths, self.spool.heart.inst, name)
-        self._known = None
+        self._cancelling.look_anew()
         done = [self._alone(item, self._obey_one) for item in received]
         if received or self._leftover:
             taken = orders.taken(self.paths)
@@ -87,10 +74,9 @@ class Clerk:
     def _obey_one(self, item: Received) -> bool:
         if item.order.verb != "cancel":
             return orders.take(self.paths, self.spool.heart.inst, item) is not None
-        reply = self._cancel(item)
+        reply = self._cancelling.obey(item)
         if reply is None:
             return False
-        self._outcomes.pop(item.file, None)
         orders.close(self.paths, self.spool.heart.inst, item.file, reply)
         self._said(item, reply)
         return True
@@ -154,125 +140,6 @@ class Clerk:
             problem=reply.problem,
         )
 
-    # -- cancel --------------------------------------------------------------------------------
-
-    def _cancel(self, item: Received) -> Answer | None:
-        """Cancel what matches and came before the order; None: not all of it has ended yet."""
-        if item.order.everything and item.uid not in self._rulers:
-            return Answer(problem="only the daemon's user and root may cancel all")
-        outcome = self._outcomes.setdefault(item.file, {})
-        self._cancel_dropped(item, outcome)
-        # In both directions, as a request may be moved from one to the other meanwhile.
-        pending = self._cancel_active(item, outcome)
-        pending = self._cancel_waiting(item, outcome) or pending
-        pending = self._cancel_active(item, outcome) or pending
-        return None if pending else Answer({**self._ended(item, outcome), **outcome})
-
-    def _cancel_dropped(self, item: Received, outcome: dict[str, str]) -> None:
-        for name in self._dropped(item):
-            if not self._may(item, self.paths.requests / name):
-                outcome.setdefault(request_name(name), NOT_YOURS)
-                continue
-            try:
-                claim = self.spool.take(name)
-            except NotClaimable:
-                continue
-            if claim and self.dispatcher.intake.end_claim(claim, _cancelled(item)):
-                outcome[called(item.order, claim)] = CANCELLED
-
-    def _cancel_waiting(self, item: Received, outcome: dict[str, str]) -> bool:
-        pending = False
-        for waiting in self._matching(item, self.spool.waiting()):
-            if not self._may(item, self.paths.waiting / str(waiting)):
-                outcome.setdefault(called(item.order, waiting), NOT_YOURS)
-            elif self.dispatcher.intake.end(waiting, _cancelled(item)):
-                outcome[called(item.order, waiting)] = CANCELLED
-            else:
-                pending = True
-        return pending
-
-    def _cancel_active(self, item: Received, outcome: dict[str, str]) -> bool:
-        """Tell the workers of ours that are at it; other instances tell theirs."""
-        pending = False
-        mine = {str(case.claim): case for case in self.dispatcher.cases()}
-        for claim in self._matching(item, self.spool.active()):
-            if not self._may(item, self.paths.active / str(claim)):
-                outcome.setdefault(called(item.order, claim), NOT_YOURS)
-                continue
-            pending = True
-            if case := mine.get(str(claim)):
-                case.progress.cancelled_by = f"uid {item.uid}"
-                case.interrupt()
-        return pending
-
-    def _dropped(self, item: Received) -> Iterator[str]:
-        """Yield the names in the drop box that an order means."""
-        for name in durable.listing(self.paths.requests):
-            named = {name, request_name(name)} & set(item.order.names)
-            if not is_request_name(name) or not (named or item.order.everything):
-                continue
-            if item.order.state not in {"", "waiting"} or item.order.code:
-                continue
-            try:
-                before = os.lstat(self.paths.requests / name).st_ctime_ns <= item.time_ns
-            except OSError:
-                continue
-            if before:
-                yield name
-
-    def _matching(self, item: Received, entries: list[Entry]) -> Iterator[Entry]:
-        for entry in entries:
-            state = "waiting" if isinstance(entry, Waiting) else "active"
-            if item.order.state not in {"", state}:
-                continue
-            if item.order.code and item.order.code != self._code(entry):
-                continue
-            # It may have been dropped before the order and taken in just after it.
-            if entry.arrived_ns > item.time_ns + TAKEN_LATE_NS:
-                continue
-            if item.order.everything or orders.matches(item.order.names, entry):
-                yield entry
-
-    def _code(self, entry: Claim | Waiting) -> str:
-        """Return the code of what a waiting request waits for."""
-        backlog = self.dispatcher.backlog
-        known = backlog.entries.get(entry.id)
-        lulls = (backlog.lulls.get(k) for k in (known.key, known.archive_url)) if known else ()
-        return next((lull.error.code for lull in lulls if lull and lull.error), "")
-
-    def _ended(self, item: Received, known: dict[str, str]) -> dict[str, str]:
-        """Say of the names nothing is pending for how they ended."""
-        left = tuple(name for name in item.order.names if name not in known)
-        found = dict.fromkeys(left, NOT_FOUND)
-        for room, claim in self._answered() if left else ():
-            if name := orders.matches(left, claim):
-                was_it = room == "cancelled" and claim.arrived_ns <= item.time_ns
-                found[name] = CANCELLED if was_it else f"{TOO_LATE}{room}"
-        return found
-
-    def _answered(self) -> list[tuple[str, Claim]]:
-        """Return the answered requests, in the order they came; listed once a look."""
-        if self._known is not None:
-            return self._known
-        claims = [
-            (room, claim)
-            for room in ROOMS
-            for claim in map(Claim.parse, durable.listing(self.paths.spool / room))
-            if claim
-        ]
-        self._known = sorted(claims, key=lambda pair: pair[1].arrived_ns)
-        return self._known
-
-    def _may(self, item: Received, path: Path) -> bool:
-        if item.uid in self._rulers:
-            return True
-        try:
-            return os.lstat(path).st_uid == item.uid
-        except OSError:
-            return False
-
-    # -- the others ----------------------------------------------------------------------------
-
     def _once(self, item: Received) -> Answer:
         """Carry out an order that is ours alone; doing it twice would do no harm."""
         if item.order.verb == "retry":
@@ -314,11 +181,7 @@ class Clerk:
             return Answer(problem="only the daemon's user and root may retry all")
         # An answer that is not published yet would lose its claim.
         finish(self.spool)
-        self._known = None
-        may = partial(self._may, item)
-        outcome = again.retry(self.spool, item, self._answered(), may, self.dispatcher.admit)
+        self._cancelling.look_anew()
+        may, answered = partial(self._cancelling.may, item), self._cancelling.answered()
+        outcome = again.retry(self.spool, item, answered, may, self.dispatcher.admit)
         return Answer(outcome)
-
-
-def _cancelled(item: Received) -> Cancelled:
-    return Cancelled(f"cancelled by uid {item.uid}")

@@ -7,7 +7,6 @@ said that its writer closed it. Events only ever shorten that; the scan is the t
 
 import os
 import stat
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -16,11 +15,10 @@ from itertools import chain, islice
 from pathlib import Path
 
 from stager import durable
+from stager.hints import Hints
 from stager.layout import is_request_name
 
 NO_NEWLINE_SECONDS = 30.0
-LINKED_SECONDS = 0.05
-"""A name made without an open within this time was linked in: open and create are one call."""
 WINDOW = 2048
 WINDOW_SECONDS = 0.2
 RELIST_SECONDS = 2.0
@@ -49,7 +47,7 @@ class _Skipped:
 
 
 class DropBox:
-    """Watches over the settling of files; `note` may be called by any thread."""
+    """Watches over the settling of files."""
 
     def __init__(
         self, directory: Path, settle: float, clock: Callable[[], float] = time.monotonic
@@ -65,35 +63,13 @@ class DropBox:
         self._ready: deque[str] = deque()
         self._unseen: dict[str, OSError] = {}
         self._listed = 0.0
-        self._moved: dict[str, float] = {}
-        self._created: dict[str, float] = {}
-        self._closed: dict[str, float] = {}
-        self._open: set[str] = set()
-        self._lock = threading.Lock()
+        self.hints = Hints(clock)
         self.seen: list[str] = []
         """The request names of the last scan."""
         self.left = 0
         """How many of those are still there."""
         self.others = 0
         """Entries that are not taken by their names."""
-
-    def note(self, kind: str, name: str) -> bool:
-        """Take a hint: moved, created, opened, closed after writing, or read. True: scan."""
-        with self._lock:
-            if kind == "moved":
-                self._moved[name] = self._clock()
-            elif kind == "created":
-                self._created[name] = self._clock()
-                self._moved.pop(name, None)
-            elif kind == "opened":
-                self._created.pop(name, None)
-                self._open.add(name)
-            elif kind == "closed":
-                self._closed[name] = self._clock()
-                self._open.discard(name)
-            elif kind == "read":
-                self._open.discard(name)
-        return kind not in {"opened", "read"} and is_request_name(name)
 
     def settled(self, limit: int) -> list[str]:
         """Scan; return up to `limit` names that may be claimed, in the order they arrived."""
@@ -148,7 +124,7 @@ class DropBox:
 
     def _some(self, names: list[str], now: float) -> list[str]:
         due = (n for n, f in self._files.items() if now - f.since >= self._patience(n, f))
-        first = list(islice(chain(list(self._moved), due), WINDOW // 2))
+        first = list(islice(chain(self.hints.moved(), due), WINDOW // 2))
         left = [name for name in names if name not in self._round]
         if len(left) < WINDOW // 2:
             self._round.clear()
@@ -161,10 +137,7 @@ class DropBox:
         """Forget a name: its file is out of the drop box."""
         self.left -= 1
         self._files.pop(name, None)
-        with self._lock:
-            self._moved.pop(name, None)
-            self._closed.pop(name, None)
-            self._created.pop(name, None)
+        self.hints.forget(name)
 
     def skip(self, name: str, reason: str) -> bool:
         """Leave alone what can't be claimed, until it changes; True: not said before."""
@@ -212,13 +185,7 @@ class DropBox:
             if now - skipped.since > RETRY_SECONDS:
                 del self._skipped[name]
         self._said &= there
-        with self._lock:
-            self._open &= there
-            # A hint that came after the listing began is for the next one.
-            self._moved = {n: t for n, t in self._moved.items() if n in there or t >= now}
-            for hints in (self._closed, self._created):
-                for name in [n for n, t in hints.items() if n not in there and now - t > 1.0]:
-                    del hints[name]
+        self.hints.keep(there, now)
 
     def _changed_since(self, name: str) -> bool:
         try:
@@ -242,26 +209,20 @@ class DropBox:
         if file is None:
             file = self._files[name] = _File(signature, info.st_uid, now)
         elif file.signature != signature:
-            with self._lock:
-                if self._closed.get(name, now) < file.looked:
-                    del self._closed[name]
+            self.hints.changed(name, file.looked)
             file.signature, file.since, file.changes = signature, now, file.changes + 1
             file.newline = None
         file.looked = now
         return file
 
     def _patience(self, name: str, file: _File) -> float:
-        with self._lock:
-            if name in self._moved:
-                return 0.0
-            if name in self._created and file.signature[0] > 0:
-                # Created and not opened: linked in. Wait for the open that might still be told.
-                left = LINKED_SECONDS - (file.since - self._created[name])
-                return min(max(0.0, left), self.settle)
-            closed = name in self._closed and name not in self._open
+        patience = self.hints.patience(name, file.since, is_empty=file.signature[0] == 0)
+        if patience is not None:
+            return min(patience, self.settle)
         if self._clock() - file.since < self.settle:
             # Not asked before it matters: the asking is an event, too.
             return self.settle
+        closed = self.hints.is_closed(name)
         if not closed and file.newline is None:
             file.newline = _ends_in_newline(self.directory / name)
         return self.settle if closed or file.newline else max(self.settle, NO_NEWLINE_SECONDS)

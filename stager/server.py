@@ -4,7 +4,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ from stager.config import Config, MetricsConfig
 from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
 from stager.errors import (
-    CredentialsRefused,
     MachineFault,
     NotNow,
     SetupError,
@@ -39,6 +37,7 @@ from stager.source import open_source
 from stager.spool import Spool
 from stager.sweep import Sweeper
 from stager.tally import Tally
+from stager.trouble import Trouble
 from stager.visit import Visit
 from stager.watch import Wake, Watch
 
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-WELL_SECONDS = 1.0
-"""So long all must go well before it is said that the spool works again."""
 ORDERS_SECONDS = 1.0
 
 
@@ -60,7 +57,9 @@ class Server:
         self.heart = Heart(self.paths, config.heartbeat, config.lease)
         self.spool = Spool(self.paths, self.heart)
         self.dropbox = DropBox(self.paths.requests, config.settle)
-        self.watch = Watch(self.paths.requests, config.watch, config.rescan, self.dropbox.note)
+        self.watch = Watch(
+            self.paths.requests, config.watch, config.rescan, self.dropbox.hints.note
+        )
         self.watch.wake, self.watch.orders = wake, self.paths.control
         self.locks, self.room = Locks(self.paths, self.heart), Room(self.paths.static, config)
         self.hook = Hook(config.on_done)
@@ -69,12 +68,13 @@ class Server:
         self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
         self.rounds = Rounds(Sweeper(self.paths, self.heart))
         self.bulletin = Bulletin(self.paths, self.heart, self.dispatcher, self.dropbox, config)
-        self.notice = Notice(self.paths, self.heart, self.bulletin.news, lambda: self._is_told)
+        self.trouble = Trouble(self.bulletin, self.dispatcher)
+        self.notice = Notice(
+            self.paths, self.heart, self.bulletin.news, lambda: self.trouble.is_told
+        )
         self.observer = Observer(self.paths, self.bulletin)
         self._meter: Meter | None = None
         self._is_buried = False
-        self._is_said = False
-        self._last_bad = 0.0
         self.note = ""
         """What else a person should read in the summary."""
         self.sign = Sign("the daemon's loop")
@@ -90,15 +90,6 @@ class Server:
     def buried(self) -> bool:
         """Whether the others took this instance for dead."""
         return self._is_buried or self.pulse.buried
-
-    @property
-    def fault(self) -> str | None:
-        """What is wrong with the spool."""
-        return self.bulletin.fault
-
-    @fault.setter
-    def fault(self, fault: str | None) -> None:
-        self.bulletin.fault = fault
 
     def start(self) -> None:
         """Appear among the instances and begin to look."""
@@ -123,7 +114,7 @@ class Server:
         self.sign.step()
         try:
             now = time.monotonic()
-            if now >= self._next_rescan or self.fault:
+            if now >= self._next_rescan or self.trouble.fault:
                 self._next_rescan = now + self.watch.jittered_rescan()
                 self._rescan()
             with durable.storage():
@@ -133,29 +124,22 @@ class Server:
                 self.spool.touch_published()
                 self.bulletin.publish()
             if trouble := self.pulse.trouble or self.dispatcher.unread() or self.clerk.trouble():
-                self._say_fault(trouble)
+                self.trouble.met(trouble)
                 return
         except (MachineFault, SetupError, NotNow) as e:
-            self._say_fault(self._what_is_wrong() or str(e))
+            self.trouble.met(self._what_is_wrong() or str(e))
         except Buried:
             self._is_buried = self._is_our_spool()
         except Exception:
             log.exception("a fault of ours in the daemon's loop")
-            self.fault = self.fault or "a fault in watcherd; see the log"
+            self.trouble.met_ours()
         else:
-            if time.monotonic() - self._last_bad < WELL_SECONDS:
-                return
-            if self._is_said:
-                log.info("the spool answers again")
-            self.fault, self._is_said = None, False
-            self.dispatcher.spool_is_faulty = False
-            with suppress(OSError):
-                self.bulletin.publish()
+            self.trouble.went_well()
 
     def wait(self) -> None:
         """Wait for an event, a worker's end, or the time something is due."""
         self.sign.step()
-        if self.fault:
+        if self.trouble.fault:
             self.watch.wait(random.uniform(0.5, 1.0))
             return
         server_now = self.heart.server_now()
@@ -172,39 +156,6 @@ class Server:
         due = max(due, 0.005)
         self.sign.rest(due)
         self.watch.wait(due)
-
-    def idle(self) -> bool:
-        """Whether nothing is left that this instance could answer, now or later (--once)."""
-        try:
-            return self._is_idle()
-        except MachineFault as e:
-            self._say_fault(str(e))
-            return False
-
-    def _is_idle(self) -> bool:
-        if self.fault or self.dispatcher.running:
-            return False
-        if self.bulletin.paused:
-            return True
-        with durable.storage():
-            if self.dispatcher.backlog.entries or self.dropbox.settling()[0]:
-                return False
-            others = self.spool.active()
-            if any(c.inst == self.heart.inst for c in others):
-                return False
-            if any(not self.heart.proven(c.inst) for c in others):
-                return False
-            self.dropbox.settled(0)
-            if any(n not in self.dropbox.unclaimable() for n in self._new_names()):
-                return False
-            finish(self.spool)
-        for claim in others:
-            log.warning("left to its owner", request_id=claim.request_id, owner=claim.inst)
-        for name in self.dropbox.settling()[1]:
-            log.warning("left: it keeps changing", entry=name)
-        for name, reason in self.dropbox.unclaimable().items():
-            log.warning("left: it can't be claimed", entry=name, reason=reason)
-        return True
 
     def reconfigure(self, config: Config) -> None:
         """Work by another configuration from the next job on."""
@@ -263,7 +214,7 @@ class Server:
         """Return one line for the service manager."""
         running, waiting = len(self.dispatcher.running), len(self.dispatcher.backlog.entries)
         hold = self.dispatcher.backlog.hold
-        trouble = self.fault or (hold.error.message if hold else "")
+        trouble = self.trouble.fault or (hold.error.message if hold else "")
         paused = "paused" if self.bulletin.paused else ""
         scan = time.strftime("last scan %H:%M:%S", time.localtime(self.bulletin.scanned))
         counts = f"{running} active, {waiting} waiting"
@@ -327,26 +278,6 @@ class Server:
         if paused != self.bulletin.paused:
             log.info("paused" if paused else "resumed")
         self.bulletin.paused = paused
-
-    def _new_names(self) -> list[str]:
-        return [n for n in self.dropbox.seen if n not in self.dropbox.settling()[1]]
-
-    @property
-    def _is_told(self) -> bool:
-        """Whether a standing fault has been said."""
-        hold = self.dispatcher.backlog.hold
-        return self._is_said or (hold is not None and hold.said)
-
-    def _say_fault(self, fault: str) -> None:
-        self.fault, self._last_bad = fault, time.monotonic()
-        hold = self.dispatcher.backlog.hold
-        # One fault is said once, though the loop and the jobs both meet it.
-        held = hold is not None and hold.said and hold.error.code != CredentialsRefused.code
-        if not self._is_said and not held:
-            log.error(f"the spool does not work, requests wait: {fault}")
-            self._is_said = self.dispatcher.spool_is_faulty = True
-        with suppress(OSError):
-            self.bulletin.publish()
 
     def _may_have_orders(self, now: float) -> bool:
         """Whether to look for orders in this turn: where no event tells, each look is a listing."""

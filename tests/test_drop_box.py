@@ -82,7 +82,7 @@ def test_a_hint_that_comes_while_a_scan_runs_is_not_lost(tmp_path: Path) -> None
         for number in range(3000):
             (tmp_path / ".new").write_text(TEXT)
             os.rename(tmp_path / ".new", tmp_path / f"x{number}.yaml")
-            box.note("moved", f"x{number}.yaml")
+            box.hints.note("moved", f"x{number}.yaml")
 
     def take() -> int:
         for name in (taken := box.settled(1000)):

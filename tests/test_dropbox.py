@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from lab import until
 
-from stager.dropbox import LINKED_SECONDS, NO_NEWLINE_SECONDS, RETRY_SECONDS, WINDOW, DropBox
+from stager.dropbox import NO_NEWLINE_SECONDS, RETRY_SECONDS, WINDOW, DropBox
+from stager.hints import LINKED_SECONDS
 
 SETTLE = 2.0
 LINE = b"build: gs://b/c/d\n"
@@ -82,7 +83,7 @@ def settled_after(box: Box, least: float) -> None:
 )  # fmt: skip
 def test_a_file_is_settled(box: Box, events: list[str], data: bytes, seconds: float) -> None:
     for event in events:
-        box.dropbox.note(event, "a.yaml")
+        box.dropbox.hints.note(event, "a.yaml")
     box.put("a.yaml", data)
     settled_after(box, seconds)
 
@@ -127,7 +128,7 @@ def test_a_file_that_came_and_went_between_two_looks_begins_anew(box: Box) -> No
 
 
 def test_a_hint_about_one_name_is_spent_with_its_claim(box: Box) -> None:
-    box.dropbox.note("moved", "a.yaml")
+    box.dropbox.hints.note("moved", "a.yaml")
     box.put("a.yaml").unlink()
     box.dropbox.claimed("a.yaml")
     box.put("a.yaml")
@@ -164,16 +165,16 @@ def test_settled_files_that_nobody_has_room_for_do_not_make_the_daemon_spin(box:
 )  # fmt: skip
 def test_a_file_is_taken_by_its_name(box: Box, name: str, taken: bool) -> None:
     box.put(name)
-    assert box.dropbox.note("moved", name) is taken
+    assert box.dropbox.hints.note("moved", name) is taken
     assert box.after(0) == ([name] if taken else [])
     assert box.dropbox.others == (0 if taken else 1)
 
 
 @pytest.mark.parametrize("kind", ["moved", "created", "closed"])
 def test_a_hint_wakes_the_daemon_only_for_names_it_takes(box: Box, kind: str) -> None:
-    assert box.dropbox.note(kind, "a.yaml")
-    assert not box.dropbox.note(kind, ".a.yaml.tmp")
-    assert not box.dropbox.note("opened", "a.yaml")
+    assert box.dropbox.hints.note(kind, "a.yaml")
+    assert not box.dropbox.hints.note(kind, ".a.yaml.tmp")
+    assert not box.dropbox.hints.note("opened", "a.yaml")
 
 
 # -- many files ---------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def test_a_file_that_an_event_told_of_comes_first_however_many_there_are(box: Bo
     for n in range(WINDOW + 10):
         (box.path / f"{n}.yaml").touch()
     last = os.listdir(box.path)[-1]
-    box.dropbox.note("moved", last)
+    box.dropbox.hints.note("moved", last)
     assert box.after(0) == [last]
     assert len(box.dropbox.seen) == WINDOW + 10
 
@@ -227,7 +228,7 @@ def test_files_that_never_settle_do_not_keep_others_out_however_many(box: Box) -
 
 def test_what_can_not_be_claimed_is_left_alone_until_it_changes(box: Box) -> None:
     file = box.put("a.yaml")
-    box.dropbox.note("moved", "a.yaml")
+    box.dropbox.hints.note("moved", "a.yaml")
     assert box.after(0) == ["a.yaml"]
     assert box.dropbox.skip("a.yaml", "Permission denied")
     assert box.dropbox.unclaimable() == {"a.yaml": "Permission denied"}
@@ -238,7 +239,7 @@ def test_what_can_not_be_claimed_is_left_alone_until_it_changes(box: Box) -> Non
 
 def test_it_is_tried_again_after_a_while_and_said_only_once(box: Box) -> None:
     box.put("a.yaml")
-    box.dropbox.note("moved", "a.yaml")
+    box.dropbox.hints.note("moved", "a.yaml")
     assert box.after(0) == ["a.yaml"]
     assert box.dropbox.skip("a.yaml", "Device or resource busy")
     assert box.after(RETRY_SECONDS + 1) == ["a.yaml"]

@@ -13,7 +13,7 @@ from lab import BUILD, ROOT, Lab
 LAYERS = (
     # names, errors, and the few things that know nothing of the others
     {"errors", "identity", "layout", "log", "service", "snapshot", "stuck", "trial", "words"},
-    {"ahead", "durable", "mounts", "plot", "progress", "yamltext", "zipdir"},
+    {"ahead", "durable", "hints", "mounts", "plot", "progress", "yamltext", "zipdir"},
     # what `stager probe` asks a filesystem
     {"presence"},
     {"meeting"},
@@ -34,13 +34,17 @@ LAYERS = (
     {"board"},
     {"job"},
     {"intake"},
+    {"outcome"},
     {"dispatch"},
-    {"bulletin", "clerk", "visit"},
+    {"bulletin", "cancel", "visit"},
+    {"trouble"},
+    {"clerk"},
     {"adopt", "facts", "gc", "prune"},
     {"metrics"},
     {"keeper", "pulse"},
     {"rounds"},
     {"server"},
+    {"once"},
     # people
     {"client", "command", "finding", "tables"},
     {"remains", "vitals"},

@@ -6,7 +6,6 @@ from typing import Any
 from model.nfsclient import Client
 from model.standins import Machine, Pool
 from model.turns import Event, Scheduler
-from stager.backlog import Backlog
 from stager.config import Config
 from stager.errors import MachineFault
 from stager.instance import Buried
@@ -63,7 +62,7 @@ class Instance(Machine):
         def clock() -> float:
             return self.world.now + self.clock_offset
 
-        server.dropbox._clock = clock
-        server.dispatcher.backlog = Backlog(clock)
+        server.dropbox._clock = server.dropbox.hints.clock = clock
+        server.dispatcher.backlog._clock = clock
         server.dispatcher.pool = pool
         return server
