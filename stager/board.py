@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 LOOK_SECONDS = 3.0
 LONGEST_PAUSE_SECONDS = 30.0
-SIGN_OF_LIFE_SECONDS = 15.0
+SIGN_OF_LIFE_SECONDS = 30.0
 SHARE = 0.1
 """The most of a core, and of the file server's time, that the board may take."""
 MOST_SHOWN = 100

@@ -60,10 +60,12 @@ def _template() -> Template:
     return env.from_string(_part("page.html"))
 
 
+@cache
 def _part(name: str) -> str:
     return resources.files("stager").joinpath(name).read_text("utf-8")
 
 
+@cache
 def _hash(text: str) -> str:
     """Return what the page's own policy knows its style and script by."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
