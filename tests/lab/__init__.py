@@ -23,6 +23,7 @@ import yaml
 from archives import make_archive, make_image
 from cloud import Cloud
 
+from stager import site
 from stager.config import load_config
 from stager.instance import Heart
 from stager.layout import Claim
@@ -151,9 +152,11 @@ class Lab:
         self.config.chmod(0o644)
 
     def init(self) -> "Lab":
-        """Run `stager init` as the daemons' user."""
-        if self.user is not None:
-            os.chown(self.root, self.user, -1)
+        """Do as `stager init`, as the daemons' user."""
+        if self.user is None:
+            site.init(load_config(self.config, {}))
+            return self
+        os.chown(self.root, self.user, -1)
         done = self.stager("init", user=self.user)
         assert done.returncode == 0, done.stderr
         return self
