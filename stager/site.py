@@ -108,7 +108,8 @@ def _make(path: Path, mode: int, uid: int, group: int | None) -> None:
     """Make a directory (and its parents, open to all); an open one keeps the mode it has."""
     missing = [p for p in (path, *path.parents) if not p.exists()]
     for directory in reversed(missing):
-        directory.mkdir()
+        # It may be there: another machine does the same just now.
+        directory.mkdir(exist_ok=True)
         directory.chmod(0o755)
         _give(directory, uid)
         durable.sync_dir(directory.parent)
