@@ -41,7 +41,7 @@ def await_words(lab: Lab, name: str, words: str) -> str:
         return re.search(words, last) is not None
 
     try:
-        until(asked, seconds=10)
+        until(asked)
     except AssertionError:
         raise AssertionError(f"{words!r} was not said, but {last!r}") from None
     return last
