@@ -47,6 +47,9 @@ def retry(
     admit: Callable[[Claim], None],
 ) -> dict[str, str]:  # fmt: skip
     """Carry out a retry order; return its outcome by name."""
+    private = set(durable.listing(spool.paths.private))
+    # One whose answer is not out yet would be answered twice: its answer needs its claim's name.
+    ended = [(room, claim) for room, claim in ended if str(claim) not in private]
     before = made(spool, item, ended)
     outcome = dict.fromkeys(item.order.names, orders.NOT_FOUND)
     outcome |= {name: f"retried as {request_id}" for name, request_id in before.items()}

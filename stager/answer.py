@@ -23,7 +23,7 @@ def is_staged(tools: Tools, case: Case) -> bool:
 def look(tools: Tools, case: Case) -> None:
     """Look which of the images are staged; for a minute retention knows that they are used."""
     assert case.request is not None
-    case.looked_at = time.monotonic()
+    case.looked_at = time.clock_gettime(time.CLOCK_BOOTTIME)
     case.staged = tools.marker.staged(case.request.build, case.request.images)
 
 
@@ -32,7 +32,7 @@ def is_true(tools: Tools, case: Case) -> bool:
 
     Else retention might remove what we are about to say is staged: it knows of no use but a touch.
     """
-    stale = time.monotonic() - case.looked_at > marker.TOUCH_SECONDS
+    stale = time.clock_gettime(time.CLOCK_BOOTTIME) - case.looked_at > marker.TOUCH_SECONDS
     if not stale or not case.staged or case.error is not None:
         return True
     before = case.staged
@@ -92,7 +92,12 @@ def _is_ours(case: Case, image: str) -> bool:
 def _images(tools: Tools, case: Case) -> dict[str, ImagePart]:
     assert case.request is not None
     build = case.request.build
-    case.staged = case.staged or tools.marker.staged(build, case.request.images)
+    try:
+        case.staged = case.staged or tools.marker.staged(build, case.request.images)
+    except OSError:
+        # An error is no less true where the static tree fails: nobody waits for that as well.
+        if case.error is None:
+            raise
     return {image: _image(tools, case, image) for image in case.request.images}
 
 

@@ -5,7 +5,7 @@ orders.py.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,9 +31,11 @@ class Cancelling:
         self._outcomes: dict[str, dict[str, str]] = {}
         self._known: list[tuple[str, Claim]] | None = None
 
-    def look_anew(self) -> None:
-        """Forget which requests were answered."""
+    def look_anew(self, there: Collection[str] | None = None) -> None:
+        """Forget which requests were answered, and the orders that are not `there` any more."""
         self._known = None
+        if there is not None:
+            self._outcomes = {file: o for file, o in self._outcomes.items() if file in there}
 
     def obey(self, item: Received) -> Answer | None:
         """Cancel what matches and came before the order; None: not all of it has ended yet."""
@@ -53,19 +55,24 @@ class Cancelling:
     def _cancel_dropped(self, item: Received, outcome: dict[str, str]) -> None:
         for name in self._dropped(item):
             if not self.may(item, self.paths.requests / name):
-                outcome.setdefault(request_name(name), NOT_YOURS)
+                if _is_there(self.paths.requests / name):
+                    outcome.setdefault(request_name(name), NOT_YOURS)
                 continue
             try:
                 claim = self.spool.take(name)
             except NotClaimable:
                 continue
-            if claim and self.dispatcher.intake.end_claim(claim, _cancelled(item)):
+            if claim and not self.may(item, self.paths.active / str(claim)):
+                # Somebody else's has taken the name since.
+                self.dispatcher.admit(claim)
+            elif claim and self.dispatcher.intake.end_claim(claim, _cancelled(item)):
                 outcome[called(item.order, claim)] = CANCELLED
 
     def _cancel_waiting(self, item: Received, outcome: dict[str, str]) -> bool:
         pending = False
         for waiting in self._matching(item, self.spool.waiting()):
-            if not self.may(item, self.paths.waiting / str(waiting)):
+            path = self.paths.waiting / str(waiting)
+            if not self.may(item, path) and _is_there(path):
                 outcome.setdefault(called(item.order, waiting), NOT_YOURS)
             elif self.dispatcher.intake.end(waiting, _cancelled(item)):
                 outcome[called(item.order, waiting)] = CANCELLED
@@ -78,8 +85,12 @@ class Cancelling:
         pending = False
         mine = {str(case.claim): case for case in self.dispatcher.cases()}
         for claim in self._matching(item, self.spool.active()):
-            if not self.may(item, self.paths.active / str(claim)):
-                outcome.setdefault(called(item.order, claim), NOT_YOURS)
+            path = self.paths.active / str(claim)
+            if not self.may(item, path):
+                if _is_there(path):
+                    outcome.setdefault(called(item.order, claim), NOT_YOURS)
+                else:
+                    pending = True  # it has moved on: the next look finds it
                 continue
             pending = True
             if case := mine.get(str(claim)):
@@ -109,11 +120,24 @@ class Cancelling:
                 continue
             if item.order.code and item.order.code != self._code(entry):
                 continue
-            # It may have been dropped before the order and taken in just after it.
-            if entry.arrived_ns > item.time_ns + TAKEN_LATE_NS:
+            if not (item.order.everything or orders.matches(item.order.names, entry)):
                 continue
-            if item.order.everything or orders.matches(item.order.names, entry):
+            if self._came_before(item, entry):
                 yield entry
+
+    def _came_before(self, item: Received, entry: Claim | Waiting) -> bool:
+        """Whether a request was dropped before an order, if maybe taken in after it.
+
+        One taken in later was, if it was written before: a turn can take long.
+        """
+        in_time = entry.arrived_ns <= item.time_ns + TAKEN_LATE_NS
+        if in_time or entry.retry_of:
+            return in_time
+        room = self.paths.waiting if isinstance(entry, Waiting) else self.paths.active
+        try:
+            return os.lstat(room / str(entry)).st_mtime_ns <= item.time_ns
+        except OSError:
+            return False
 
     def _code(self, entry: Claim | Waiting) -> str:
         """Return the code of what a waiting request waits for."""
@@ -147,12 +171,18 @@ class Cancelling:
 
     def may(self, item: Received, path: Path) -> bool:
         """Whether who gave an order may give it about a request."""
-        if item.uid in self.rulers:
-            return True
         try:
-            return os.lstat(path).st_uid == item.uid
+            return item.uid in self.rulers or os.lstat(path).st_uid == item.uid
         except OSError:
             return False
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _cancelled(item: Received) -> Cancelled:

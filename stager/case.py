@@ -47,7 +47,7 @@ class Case:
     starts_before: int = 0
     staged: dict[str, Sidecar] = field(default_factory=dict)
     looked_at: float = 0.0
-    """When it was looked what is staged, which touches it; monotonic."""
+    """When it was looked what is staged, which touches it; seconds of CLOCK_BOOTTIME."""
     failures: dict[str, StagerError] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     archive: Archive | None = None

@@ -25,6 +25,8 @@ from stager.spool import Spool
 
 log = structlog.get_logger()
 
+ALL_MACHINES = "all machines"
+
 
 class Clerk:
     """Reads orders and carries them out in the name of one instance."""
@@ -43,15 +45,16 @@ class Clerk:
 
         Each order on its own: none, however odd, keeps the daemon from its work.
         """
-        received, bad, unread = orders.received(self.paths, self._ignored)
+        received, bad, unread = orders.received(self.paths, self._ignored, self.must_wait)
         for name, error in unread.items():
-            self._wait(name, error)
+            # What somebody holds a lease on, say, is no fault of the machine.
+            self._wait(name, error, durable.PASSING - {errno.EAGAIN})
         for name in bad:
             log.warning("not an order; use the stager command", entry=name)
             self._ignored.add(name)
             with suppress(OSError):
                 orders.remove(self.paths, self.spool.heart.inst, name)
-        self._cancelling.look_anew()
+        self._cancelling.look_anew({item.file for item in received})
         done = [self._alone(item, self._obey_one) for item in received]
         if received or self._leftover:
             taken = orders.taken(self.paths)
@@ -96,14 +99,20 @@ class Clerk:
             self._wait(orders.file_of(path), e)
             return False
 
+        if item is None:
+            # Its owner has spoilt it since: he could hold it open.
+            durable.discard(path)
+            return False
+
         def carry_out(item: Received) -> bool:
-            reply = self._once(item)
-            orders.answer(self.paths, self.spool.heart.inst, item.file, reply)
-            self._said(item, reply)
+            if not orders.is_answered(self.paths, item.file):
+                reply = self._once(item)
+                orders.answer(self.paths, self.spool.heart.inst, item.file, reply)
+                self._said(item, reply)
             durable.discard(path)
             return True
 
-        return item is not None and self._alone(item, carry_out)
+        return self._alone(item, carry_out)
 
     def _alone(self, item: Received, call: Callable[[Received], bool]) -> bool:
         try:
@@ -141,18 +150,24 @@ class Clerk:
         )
 
     def _once(self, item: Received) -> Answer:
-        """Carry out an order that is ours alone; doing it twice would do no harm."""
+        """Carry out an order that is ours alone; doing it twice would do no harm.
+
+        Doing it late would: one whose taker died may be older than what was ordered since.
+        """
         if item.order.verb == "retry":
             return self._retry(item)
         if item.uid not in self._rulers:
             return Answer(problem="only the daemon's user and root may do that")
+        subjects = item.order.names or (item.order.host or ALL_MACHINES,)
+        if orders.is_overtaken(self.paths, item, subjects):
+            return Answer(problem="a later order came before it: nothing was done")
         if item.order.verb in {"pin", "unpin"}:
             return self._pin(item)
         name = f"paused.{item.order.host}" if item.order.host else "paused"
         if "/" in name or not name.isprintable():
             return Answer(problem="this is no host name")
         self._post(name, "", there=item.order.verb == "pause")
-        return Answer({item.order.host or "all machines": f"{item.order.verb}d"})
+        return Answer({item.order.host or ALL_MACHINES: f"{item.order.verb}d"})
 
     def _pin(self, item: Received) -> Answer:
         """Keep builds from retention, or no longer."""
@@ -171,8 +186,10 @@ class Clerk:
         if there:
             durable.write_new(tmp, content.encode())
             os.rename(tmp, self.paths.spool / name)
+            durable.sync_dir(self.paths.spool)
         elif name in durable.listing(self.paths.spool):
             durable.move(self.paths.spool / name, tmp)
+            durable.sync_dir(self.paths.spool)
             durable.discard(tmp)
 
     def _retry(self, item: Received) -> Answer:

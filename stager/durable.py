@@ -203,6 +203,18 @@ def link(source: Path, target: Path) -> bool:
     return True
 
 
+def is_others_folder(path: Path) -> bool:
+    """Whether a directory of another user has a name, and we are not root.
+
+    Where it could be moved even so, its owner could keep us from moving or removing it afterwards.
+    """
+    try:
+        there = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(there.st_mode) and os.geteuid() not in {0, there.st_uid}
+
+
 def make_dir(path: Path) -> None:
     """Make a directory of a used-once name, 0755 whatever the umask.
 

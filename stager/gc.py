@@ -196,6 +196,8 @@ def _remove_build(visit: Visit, staged: Staged) -> str:
     """Remove a build's images; return why not, if so."""
     try:
         with visit.locks.take(staged.build.key) as work:
+            if staged.build.key in pins(visit.config.paths):
+                return "pinned meanwhile"
             return remove(work, visit.marker, staged, visit.heart.server_now())
     except BuildBusy as e:
         return f"busy: {e}"

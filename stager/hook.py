@@ -75,8 +75,17 @@ class Hook:
             log.warning("on_done is too slow: not called", request_id=call.result.request_id)
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="on_done", daemon=True)
-                self._thread.start()
+                self._begin(call)
+
+    def _begin(self, call: Call) -> None:
+        """Have a thread; where none can be made, the next call tries again."""
+        thread = threading.Thread(target=self._work, name="on_done", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as e:
+            log.warning(f"on_done must wait: {e}", request_id=call.result.request_id)
+        else:
+            self._thread = thread
 
     def stop(self) -> None:
         """Make the calls that are left, for STOP_SECONDS at most."""

@@ -99,6 +99,11 @@ class Heart:
         """Return the seconds since our last heartbeat; asks nobody, and waits for nobody."""
         return time.clock_gettime(time.CLOCK_BOOTTIME) - self._last_beat
 
+    @property
+    def looks(self) -> bool:
+        """Whether we still look at the others; if not, what was true proves nothing."""
+        return time.monotonic() - self._last_sample < self.lease / 2
+
     def server_now(self) -> float:
         """Return the file server's time in seconds: for ages and due times, never for ownership."""
         if not self._server.known:
@@ -192,9 +197,7 @@ class Heart:
             and not seen.cloned
         )
         patience = 3 * self.heartbeat if restarted else self.lease
-        # Where our own looks have stopped, what was true at the last one proves nothing.
-        looks = time.monotonic() - self._last_sample < self.lease / 2
-        return looks and seen.samples >= GONE_SAMPLES and unchanged >= patience
+        return self.looks and seen.samples >= GONE_SAMPLES and unchanged >= patience
 
     def _sample(self, inst: str, count: int, now: float) -> _Seen:
         seen = self._seen.get(inst)

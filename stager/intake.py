@@ -196,18 +196,18 @@ class Intake:
             return case
 
     def end(self, waiting: Waiting, error: StagerError) -> bool:
-        """Claim a waiting request and answer it with an error; False: somebody else has it."""
+        """Claim a waiting request and answer it with an error; False: it is not answered yet."""
         claim = self.tools.spool.resume(waiting)
         return claim is not None and self.end_claim(claim, error)
 
     def end_claim(self, claim: Claim, error: StagerError) -> bool:
-        """Answer a claim of ours with an error; False: it is gone."""
+        """Answer a claim of ours with an error; False: it is gone, or not answered yet."""
         with self._held(claim):
             case = self.read(claim)
             if case is None:
                 return False
             self.settle(case, case.error or error)
-            return True
+            return case.is_answered
 
     def settle(self, case: Case, error: StagerError) -> None:
         """Answer a claimed request with an error, here and now."""

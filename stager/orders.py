@@ -5,11 +5,13 @@ what is decided by the order file's owner, as the filesystem tells it: a request
 daemon's user, or root.
 """
 
+import errno
 import itertools
 import json
 import os
 import re
 import stat
+from collections.abc import Collection, Container
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,17 +89,18 @@ def read_answer(paths: Paths, name: str, uid: int) -> Answer | None:
 
 
 def received(
-    paths: Paths, without: set[str]
+    paths: Paths, without: set[str], later: Container[str] = ()
 ) -> tuple[list[Received], list[str], dict[str, OSError]]:
     """Return the orders in control/ (some, if they are many), and the names of what is none.
 
-    And what can't be read for now, with the reason.
+    And what can't be read for now, with the reason. Those in `later` come last.
     """
     good: list[Received] = []
     bad: list[str] = []
     unread: dict[str, OSError] = {}
     names = [n for n in durable.listing(paths.control) if n.endswith(".order") and n[0] != "."]
-    for name in itertools.islice((n for n in names if n not in without), AT_ONCE):
+    names = sorted((n for n in names if n not in without), key=lambda name: name in later)
+    for name in itertools.islice(names, AT_ONCE):
         if not _NAME.fullmatch(name):
             bad.append(name)
             continue
@@ -190,6 +193,25 @@ def answer(paths: Paths, inst: str, file: str, reply: Answer) -> None:
         durable.discard(tmp)
 
 
+def is_answered(paths: Paths, file: str) -> bool:
+    """Whether an order has a daemon's answer."""
+    target = paths.control / f"{file.removesuffix('.order')}.answer"
+    return target.name in durable.listing(paths.control) and _is_ours(target)
+
+
+def is_overtaken(paths: Paths, item: Received, subjects: Collection[str]) -> bool:
+    """Whether an order written after this one has been answered about one of the same subjects."""
+    for name in durable.listing(paths.control):
+        path = paths.control / name
+        if not name.endswith(".answer") or path.name == item.file.replace(".order", ".answer"):
+            continue
+        if _written_ns(path) > item.written_ns and _is_ours(path):
+            reply = read_answer(paths, name.removesuffix(".answer"), os.geteuid())
+            if reply and any(subject in reply.outcome for subject in subjects):
+                return True
+    return False
+
+
 def _is_ours(path: Path) -> bool:
     info = os.lstat(path)
     return stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid()
@@ -204,6 +226,8 @@ def close(paths: Paths, inst: str, file: str, reply: Answer) -> None:
 def remove(paths: Paths, inst: str, file: str) -> bool:
     """Take a file out of control/; False: somebody else did; PermissionError: it can't be."""
     grave = paths.tmp / f"{inst}.{durable.nonce()}"
+    if durable.is_others_folder(paths.control / file):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
     if not durable.move(paths.control / file, grave):
         return False
     if stat.S_ISDIR(os.lstat(grave).st_mode):

@@ -73,8 +73,9 @@ def _remove_result(visit: Visit, path: Path, ctime: float) -> bool:
     tomb = visit.spool.paths.tmp / f"{visit.heart.inst}.{durable.nonce()}"
     durable.make_dir(tomb)
     grave = tomb / "gone"
-    removed = durable.move(path, grave)
+    removed = _ctime(path) == ctime and durable.move(path, grave)
     if removed and os.lstat(grave).st_mtime > ctime:
+        # Replaced between the look and the rename: it goes back, whatever has come since stays.
         durable.link(grave, path)
         removed = False
     durable.remove_tree(tomb)

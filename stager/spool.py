@@ -63,8 +63,7 @@ class Spool:
         """Claim a dropped file; None if somebody else was faster or it was withdrawn."""
         file = name if can_name_result(request_name(name)) else ""
         claim = Claim(file, nonce(), 0, 0, self.heart.inst, nonce())
-        if os.geteuid() != 0 and self._is_others_folder(self.paths.requests / name):
-            # Even where it could be moved now: its owner could keep us from moving it on.
+        if durable.is_others_folder(self.paths.requests / name):
             why = stuck.remedy(self.paths.requests / name, errno.EACCES)
             raise NotClaimable(f"{os.strerror(errno.EACCES)}; {why}")
         try:
@@ -142,14 +141,6 @@ class Spool:
             return stat.S_ISDIR(os.lstat(self._active(claim)).st_mode)
         except OSError:
             return False
-
-    @staticmethod
-    def _is_others_folder(path: Path) -> bool:
-        try:
-            there = os.lstat(path)
-        except OSError:
-            return False
-        return stat.S_ISDIR(there.st_mode) and there.st_uid != os.geteuid()
 
     def uncount(self, claim: Claim, starts: int) -> None:
         """Have a claim of ours count so many starts when it is adopted: a fault ended its work."""
@@ -310,8 +301,13 @@ class Spool:
         """
         for directory, since in list(self._published.items()):
             if time.monotonic() - since > TICK_SECONDS:
-                durable.set_time(directory)
+                # Forgotten before: what a worker publishes meanwhile is noted anew.
                 self._published.pop(directory, None)
+                try:
+                    durable.set_time(directory)
+                except OSError:
+                    self._published.setdefault(directory, since)
+                    raise
 
     def touch_last(self) -> None:
         """Touch what is left to touch, before the end."""

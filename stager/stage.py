@@ -175,6 +175,8 @@ class Staging:
         """Replace a visible image: flag without it, its record away, rename over."""
         self.marker.write_flag(self.work, self.build, without=[image])
         self.work.away(self.marker.paths.sidecar(self.build.key, image))
+        # Else a power loss could leave the old record beside the new image.
+        durable.sync_dir(self.marker.paths.sidecars)
         self.work.check()
         os.rename(file, visible)
         durable.sync_dir(visible.parent)

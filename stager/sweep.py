@@ -29,14 +29,16 @@ class Sweeper:
 
     def sweep(self) -> list[Path]:
         """Take one look; remove what was left over in this one and in one a lease ago."""
-        now, removed = time.monotonic(), []
+        now, removed = time.monotonic(), list[Path]()
+        if not self.heart.looks:
+            return removed  # who lives now is not known
         suspects = dict.fromkeys(self._leftovers(), now)
         for path, since in self._suspects.items():
             if path in suspects:
                 suspects[path] = since
         for path, since in list(suspects.items()):
             if now - since > self.heart.lease:
-                if self._remove(path):
+                if not durable.is_others_folder(path) and self._remove(path):
                     removed.append(path)
                     del suspects[path]
                 else:

@@ -21,10 +21,11 @@ from stager.errors import TakenOver
 from stager.fetch import Room
 from stager.gc import Staged, choose
 from stager.hook import Hook
-from stager.layout import Build, parse_build
+from stager.layout import PIN_PREFIX, Build, parse_build
 from stager.marker import TOUCH_SECONDS, Marker
 from stager.request import parse_request
 from stager.source import open_source
+from stager.visit import Visit
 
 DAY = 86400.0
 NAMES = frozenset(FILES.values())
@@ -203,6 +204,17 @@ def test_a_build_at_work_is_left(used: Lab) -> None:
         found = collect(used)
     assert "busy" in found[url(0)]["spared"]
     assert used.flag(url(0)) == ["test", "base"]
+
+
+def test_a_build_pinned_while_others_go_stays(used: Lab) -> None:
+    used.write_config(retention={"builds": {"age": "9d"}})
+    config, peer = load_config(used.config, {}), used.peer()
+    marker = Marker(config.paths, config.images)
+    passing = gc.collect(Visit(config, peer.heart, peer.spool, peer.locks, marker))
+    next(passing)
+    for build in (url(0), url(0, "other"), url(1, "other")):
+        (used.root / "spool" / f"{PIN_PREFIX}{parse_build(build, NAMES).key}").touch()
+    assert {removal.spared for removal in passing} == {"pinned meanwhile"}
 
 
 def test_a_use_in_the_last_moment_writes_the_flag_back(used: Lab) -> None:

@@ -4,11 +4,15 @@ import json
 import os
 import stat
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from lab import BUILD, Lab, until
+
+from stager.hook import Call, Hook
+from stager.result import Result, State
 
 TELLS = """\
 #!{python}
@@ -124,3 +128,24 @@ def test_one_that_hangs_keeps_nobody_and_ends_with_its_children(
             not os.path.exists(f"/proc/{pid}/cmdline")
             or not Path(f"/proc/{pid}/cmdline").read_bytes()
         ), "a process of the command is left"
+
+
+def test_a_call_that_finds_no_thread_waits_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = Hook(["touch", str(tmp_path / "called")])
+    result = Result(
+        state=State.FAILED, request="a.yaml", request_id="1-a", attempts=0, host="here",
+        received="", finished="",
+    )  # fmt: skip
+
+    def none_left(_: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", none_left)
+        hook.call(Call(result, tmp_path, ""))
+        hook.stop()
+    hook.call(Call(result, tmp_path, ""))
+    hook.stop()
+    assert (tmp_path / "called").exists()

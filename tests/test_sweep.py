@@ -24,9 +24,14 @@ def quick(lab: Lab) -> Lab:
 
 
 class LaterHeart(Heart):
-    """A heart whose file server's clock is ahead of its files."""
+    """A heart whose file server's clock is ahead of its files; it looks whenever it is asked."""
 
     ahead_seconds = 0.0
+
+    @property
+    def looks(self) -> bool:
+        self.observe()
+        return super().looks
 
     def server_now(self) -> float:
         return super().server_now() + self.ahead_seconds
@@ -220,5 +225,13 @@ def test_an_order_that_was_taken_is_the_clerks_and_is_never_swept(lab: Lab) -> N
     peer = lab.peer()
     taken = lab.root / "spool/tmp" / f"{peer.inst}.abcdefgh.abcdefghijklmnop.order"
     taken.touch()
-    sweeper = Sweeper(peer.spool.paths, peer.heart)
-    assert taken not in set(sweeper._leftovers())
+    look = sweeper(peer)
+    assert taken not in set(look._leftovers())
+
+
+def test_nothing_is_swept_by_who_does_not_look_who_lives(quick: Lab) -> None:
+    blind, newcomer = quick.peer(), quick.peer()
+    left = newcomer.locks.take(KEY).dir
+    sweep, end = Sweeper(blind.heart.paths, blind.heart).sweep, time.monotonic() + 3 * LEASE
+    until(lambda: sweep() or time.monotonic() > end)
+    assert left.exists()

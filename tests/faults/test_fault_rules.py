@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import pytest
 from lab import Lab, until
+from lab.faults import Sickness
 
 from stager import durable
 from stager.backlog import Backlog
@@ -89,13 +90,31 @@ def test_of_the_drop_box_one_bad_entry_is_left_alone_and_several_are_a_fault(
     assert sorted(box.settled(9)) == ["a.yaml", "b.yaml"]
 
 
+@pytest.mark.parametrize("way", ["cancel", "expires"])
+def test_who_gives_up_need_not_wait_for_a_read_only_static_tree(lab: Lab, way: str) -> None:
+    sickness = Sickness(lab)
+    lab.archive()
+    with lab.running():
+        lab.ask()
+        sickness.on("utime", "sidecars", "EROFS")
+        name = lab.drop(
+            "one", images=["test", "recovery"], expires="2s" if way == "expires" else "1h"
+        )
+        until(lambda: lab.spool("waiting"), "it to wait")
+        if way == "cancel":
+            assert lab.stager("cancel", name).returncode == 0
+        answer = lab.result(name)
+        sickness.off()
+    assert answer["error"]["code"] == {"cancel": "cancelled", "expires": "expired"}[way]
+
+
 def test_what_we_could_not_remove_ourselves_is_swept(lab: Lab) -> None:
     peer = lab.peer()
     left = peer.spool.paths.tmp / f"{peer.inst}.{durable.nonce()}"
     left.touch()
     sweeper = Sweeper(peer.spool.paths, peer.heart)
     began = time.monotonic()
-    until(lambda: left in sweeper.sweep(), "swept", 10)
+    until(lambda: peer.heart.observe() or left in sweeper.sweep(), "swept", 10)
     assert time.monotonic() - began > peer.heart.lease
     assert not left.exists()
 
