@@ -24,23 +24,26 @@ def quick(lab: Lab) -> Lab:
 
 
 class LaterHeart(Heart):
-    """A heart whose file server's clock is ahead of its files; it looks whenever it is asked."""
+    """A heart whose file server's clock is ahead of its files."""
 
     ahead_seconds = 0.0
-
-    @property
-    def looks(self) -> bool:
-        self.observe()
-        return super().looks
 
     def server_now(self) -> float:
         return super().server_now() + self.ahead_seconds
 
 
+class LookingSweeper(Sweeper):
+    """A sweeper whose instance looks at the others right before, as its heartbeat would."""
+
+    def sweep(self) -> list[Path]:
+        self.heart.observe()
+        return super().sweep()
+
+
 def sweeper(peer: Peer, ahead_seconds: float = 0) -> Sweeper:
     peer.heart.__class__ = LaterHeart
     peer.heart.ahead_seconds = ahead_seconds  # type: ignore[attr-defined]
-    return Sweeper(peer.heart.paths, peer.heart)
+    return LookingSweeper(peer.heart.paths, peer.heart)
 
 
 def file(path: Path) -> Path:
