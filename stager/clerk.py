@@ -80,7 +80,7 @@ class Clerk:
         reply = self._cancelling.obey(item)
         if reply is None:
             return False
-        orders.close(self.paths, self.spool.heart.inst, item.file, reply)
+        orders.close(self.paths, self.spool.heart.inst, item, reply)
         self._said(item, reply)
         return True
 
@@ -107,7 +107,7 @@ class Clerk:
         def carry_out(item: Received) -> bool:
             if not orders.is_answered(self.paths, item.file):
                 reply = self._once(item)
-                orders.answer(self.paths, self.spool.heart.inst, item.file, reply)
+                orders.answer(self.paths, self.spool.heart.inst, item, reply)
                 self._said(item, reply)
             durable.discard(path)
             return True
@@ -158,7 +158,7 @@ class Clerk:
             return self._retry(item)
         if item.uid not in self._rulers:
             return Answer(problem="only the daemon's user and root may do that")
-        subjects = item.order.names or (item.order.host or ALL_MACHINES,)
+        subjects = {*item.order.names} or {item.order.host or ALL_MACHINES}
         if orders.is_overtaken(self.paths, item, subjects):
             return Answer(problem="a later order came before it: nothing was done")
         if item.order.verb in {"pin", "unpin"}:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Container
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Answer:
 
     outcome: dict[str, str] = field(default_factory=dict)
     problem: str = ""
+    written_ns: int = 0
+    """When the order was written."""
 
 
 def send(paths: Paths, order: Order) -> str:
@@ -177,10 +179,11 @@ def file_of(path: Path) -> str:
     return ".".join(path.name.split(".")[2:])
 
 
-def answer(paths: Paths, inst: str, file: str, reply: Answer) -> None:
+def answer(paths: Paths, inst: str, item: Received, reply: Answer) -> None:
     """Answer an order; the daemon's first answer stays, what others put there does not."""
-    target = paths.control / f"{file.removesuffix('.order')}.answer"
+    target = paths.control / f"{item.file.removesuffix('.order')}.answer"
     tmp = paths.tmp / f"{inst}.{durable.nonce()}"
+    reply = replace(reply, written_ns=item.written_ns)
     durable.write_new(tmp, json.dumps(asdict(reply)).encode())
     try:
         if not durable.link(tmp, target) and not _is_ours(target):
@@ -199,16 +202,15 @@ def is_answered(paths: Paths, file: str) -> bool:
     return target.name in durable.listing(paths.control) and _is_ours(target)
 
 
-def is_overtaken(paths: Paths, item: Received, subjects: Collection[str]) -> bool:
+def is_overtaken(paths: Paths, item: Received, subjects: set[str]) -> bool:
     """Whether an order written after this one has been answered about one of the same subjects."""
     for name in durable.listing(paths.control):
         path = paths.control / name
         if not name.endswith(".answer") or path.name == item.file.replace(".order", ".answer"):
             continue
-        if _written_ns(path) > item.written_ns and _is_ours(path):
-            reply = read_answer(paths, name.removesuffix(".answer"), os.geteuid())
-            if reply and any(subject in reply.outcome for subject in subjects):
-                return True
+        reply = read_answer(paths, name.removesuffix(".answer"), os.geteuid())
+        if reply and reply.written_ns > item.written_ns and reply.outcome.keys() & subjects:
+            return True
     return False
 
 
@@ -217,10 +219,10 @@ def _is_ours(path: Path) -> bool:
     return stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid()
 
 
-def close(paths: Paths, inst: str, file: str, reply: Answer) -> None:
+def close(paths: Paths, inst: str, item: Received, reply: Answer) -> None:
     """Answer an order and take it away."""
-    answer(paths, inst, file, reply)
-    remove(paths, inst, file)
+    answer(paths, inst, item, reply)
+    remove(paths, inst, item.file)
 
 
 def remove(paths: Paths, inst: str, file: str) -> bool:

@@ -336,5 +336,5 @@ def test_orders_that_were_left_are_obeyed_in_the_order_they_came(lab: Lab) -> No
     for verb in ("pause", "resume") * 4:
         orders.send(config.paths, Order(verb))
     with lab.running():
-        until(lambda: not [n for n in lab.spool("control") if n.endswith(".order")], "obedience")
+        until(lambda: len(list(config.paths.control.glob("*.answer"))) == 8, "obedience")
         assert "paused" not in lab.spool("")
