@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from stager.errors import REASONS, ArchiveMissing, StagerError, Then
+from stager.errors import NOT_THERE_YET, REASONS, ArchiveMissing, StagerError, Then
 from stager.layout import Waiting
 from stager.request import Request
 
@@ -61,6 +61,11 @@ class Lull:
     error: StagerError | None = None
     looked_at: float = 0.0
     """When that was found, by the file server's clock."""
+
+    @property
+    def hint(self) -> str:
+        """What a person can do; empty: nothing, it is tried again by itself."""
+        return self.error.hint if self.error and self.error.then is not Then.DEFER else ""
 
 
 @dataclass(slots=True)
@@ -241,7 +246,7 @@ class Backlog:
 def _reason(error: StagerError, seconds: float) -> str:
     """Say in status's words why requests wait."""
     if isinstance(error, ArchiveMissing):
-        return "archive not there yet"
+        return NOT_THERE_YET
     if error.then is Then.DEFER:
         return f"retry at {time.strftime('%H:%M:%S', time.localtime(time.time() + seconds))}"
     return REASONS.get(error.code, error.message)

@@ -58,7 +58,7 @@ class Bulletin:
             durable.replace(tmp, target, json.dumps(view).encode())
         except OSError:
             # Where nothing new can be made, what is there can still say so, in few bytes.
-            few = view | {"reasons": {}, "wanted": {}, "active": {}, "unclaimable": {}}
+            few = view | {"reasons": {}, "hints": {}, "wanted": {}, "active": {}, "unclaimable": {}}
             durable.overwrite(target, json.dumps(few).encode())
             raise
         self._next, self._told, self._content = now + STATUS_SECONDS, fault, content
@@ -97,7 +97,7 @@ class Bulletin:
         """Return what is told; bounded, however much waits."""
         backlog, tally = self.dispatcher.backlog, self.dispatcher.intake.tally
         waiting = list(backlog.entries.values())[:MOST_IN_STATUS]
-        reasons = {e.waiting.request_id: lull.reason for e in waiting if (lull := backlog.lull(e))}
+        lulls = {e.waiting.request_id: lull for e in waiting if (lull := backlog.lull(e))}
         wanted = {e.waiting.request_id: _wanted(e.request) for e in waiting if e.request}
         active = {}
         for case in self.dispatcher.cases():
@@ -113,7 +113,8 @@ class Bulletin:
             "paused": self.paused,
             "workers": self.config.workers,
             "active": active,
-            "reasons": reasons,
+            "reasons": {rid: lull.reason for rid, lull in lulls.items()},
+            "hints": {rid: lull.hint for rid, lull in lulls.items() if lull.hint},
             "wanted": wanted,
             "fault": self.standing_fault(),
             "unclaimable": dict(list(self.dropbox.unclaimable().items())[:MOST_IN_STATUS]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from stager import admin, client, probing
+from stager import admin, client, detail, probing
 from stager.command import DURATION, cli, common, dump, load
 from stager.config import Config
 from stager.errors import NotNow, RequestError, SetupError
@@ -129,13 +129,7 @@ def show(name: str, option: str | None, as_json: bool) -> None:
     config = load(option)
     found, result = client.pending(config.paths, name), client.read_result(config.paths, name)
     if found is not None:
-        data: dict[str, Any] = {
-            "state": found.state,
-            "request": found.file,
-            "request_id": found.request_id,
-        }
-        data |= {"attempts": found.starts, **client.progress(config.paths, found)}
-        dump({key: value for key, value in data.items() if value not in ("", None)}, as_json)
+        dump(detail.describe(config, found), as_json)
     elif result is not None:
         dump(to_json(result), as_json)
     else:

@@ -242,6 +242,7 @@ class SetupError(Exception):
         self.problems = problems or []
 
 
+NOT_THERE_YET = "archive not there yet"
 REASONS = {
     "no_space": "no space",
     "credentials_refused": "credentials refused",

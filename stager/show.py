@@ -8,13 +8,13 @@ from typing import Any, Self
 
 import click
 
-from stager import client, status
+from stager import client, detail, status
 from stager.client import Pending
 from stager.config import Config
 from stager.lately import Lately
 from stager.layout import Paths
 from stager.result import Result, to_json
-from stager.snapshot import ActivePart, AnsweredPart, Snapshot, WaitingPart, printable
+from stager.snapshot import ActivePart, AnsweredPart, Snapshot, WaitingPart
 from stager.words import in_bytes
 
 MOST_SHOWN = 20
@@ -152,15 +152,12 @@ def _print_one(config: Config, name: str, as_json: bool) -> int:
 
 
 def _pending_words(config: Config, found: Pending, as_json: bool) -> str:
-    snapshot = status.take(config.paths)
-    wanted = (found.request_id, printable(found.file))
-    entries: list[WaitingPart | ActivePart] = [*snapshot.waiting, *snapshot.active]
-    entry = next((e for e in entries if (e.request_id, e.request) == wanted), None)
+    entry = detail.find_entry(status.take(config.paths), found)
     if as_json:
         data = entry.model_dump(mode="json") if entry else {}
         return json.dumps({"state": found.state, **data}, indent=2)
     if entry is None:
-        return f"{found.state}: it is just being moved, or one of very many"
+        return f"{found.state}: {detail.NO_WORDS}"
     words = entry.reason if isinstance(entry, WaitingPart) else _progress_words(entry)
     return f"{found.state}: {words}"
 
@@ -185,6 +182,8 @@ def _print_snapshot(snapshot: Snapshot) -> None:
         click.echo(f"paused: {', '.join(snapshot.paused)}")
     for fault in snapshot.faults:
         click.echo(f"fault on {fault.host}: {fault.message} ({fault.code})")
+        if fault.hint:
+            click.echo(f"  what to do: {fault.hint}")
     for disk in snapshot.disks:
         click.echo(
             f"free: {in_bytes(disk.free_bytes)} of {in_bytes(disk.total_bytes)} for {disk.tree}"

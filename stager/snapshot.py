@@ -30,6 +30,8 @@ class WaitingPart(_Part):
     """Seconds since it was dropped."""
     reason: str
     """Why it waits."""
+    hint: str = ""
+    """What to do about it, if anything."""
     due: str | None = None
     """When it is looked at again, where that is later; UTC."""
     build: str = ""

@@ -29,6 +29,7 @@ from stager.snapshot import (
 )
 
 MOST = 1000
+ALL_MACHINES = "all machines"
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class _Told:
     """What the instances say of requests, by id."""
 
     reasons: dict[str, str] = field(default_factory=dict)
+    hints: dict[str, str] = field(default_factory=dict)
     wanted: dict[str, dict[str, Any]] = field(default_factory=dict)
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)
@@ -60,7 +62,7 @@ def take(
     _instances(paths, snapshot, told, alive_within, living, now)
     for name in durable.listing(paths.spool, touch=False):
         if name == "paused" or name.startswith("paused."):
-            snapshot.paused.append(printable(name.partition(".")[2]) or "all machines")
+            snapshot.paused.append(printable(name.partition(".")[2]) or ALL_MACHINES)
     _waiting(paths, snapshot, told, now, most)
     _dropped(paths, snapshot, now, most)
     snapshot.waiting.sort(key=lambda entry: -entry.age)
@@ -93,13 +95,15 @@ def _waiting(paths: Paths, snapshot: Snapshot, told: _Told, now: float, most: in
     snapshot.counts.waiting += len(names)
     snapshot.counts.deferred = sum(_is_deferred(name, now) for name in names)
     for waiting in filter(None, map(Waiting.parse, heapq.nsmallest(most, names, key=arrival))):
+        reason, hint = _reason(waiting, snapshot, told, now)
         entry = WaitingPart(
             request=printable(waiting.file),
             request_id=waiting.request_id,
             priority=waiting.priority,
             submitter=waiting.uid,
             age=_age(waiting.arrived_ns, now),
-            reason=_reason(waiting, snapshot, told, now),
+            reason=reason,
+            hint=hint,
             due=stamp(waiting.due) if waiting.due > now + 1 else None,
             **told.wanted.get(waiting.request_id, {}),
         )
@@ -113,14 +117,28 @@ def _is_deferred(name: str, now: float) -> bool:
     return starts != "a0" and due.isdigit() and int(due) > now + 1
 
 
-def _reason(waiting: Waiting, snapshot: Snapshot, told: _Told, now: float) -> str:
+def _reason(waiting: Waiting, snapshot: Snapshot, told: _Told, now: float) -> tuple[str, str]:
+    """Return why a request waits, and what to do about it, if anything."""
     if reason := told.reasons.get(waiting.request_id, ""):
-        return reason
+        return reason, told.hints.get(waiting.request_id, "")
     if snapshot.faults:
-        return REASONS.get(snapshot.faults[0].code, snapshot.faults[0].message)
+        fault = snapshot.faults[0]
+        return REASONS.get(fault.code, fault.message), fault.hint
+    reason, hint = _idle(snapshot) or ("its turn has not come", "")
     if waiting.due > now + 1:
-        return f"retry at {time.strftime('%H:%M:%S', time.localtime(waiting.due))}"
-    return "its turn has not come"
+        reason = f"retry at {time.strftime('%H:%M:%S', time.localtime(waiting.due))}"
+    return reason, hint
+
+
+def _idle(snapshot: Snapshot) -> tuple[str, str] | None:
+    """Return why nothing at all is begun, and what to do; None: something is."""
+    if not snapshot.instances:
+        return "no watcherd runs", "start it: systemctl start watcherd"
+    if ALL_MACHINES in snapshot.paused:
+        return "paused", "let it go on: stager resume"
+    if all(instance.paused for instance in snapshot.instances):
+        return "paused", "let it go on: stager resume --host HOST"
+    return None
 
 
 def _dropped(paths: Paths, snapshot: Snapshot, now: float, most: int) -> None:
@@ -135,12 +153,14 @@ def _dropped(paths: Paths, snapshot: Snapshot, now: float, most: int) -> None:
         except OSError:
             continue
         shown = printable(name)
+        reason, hint = _idle(snapshot) or ("not claimed yet", "")
         entry = WaitingPart(
             request=shown,
             request_id="",
             submitter=info.st_uid,
             age=_age(info.st_ctime_ns, now),
-            reason=snapshot.unclaimable.get(shown, "not claimed yet"),
+            reason=snapshot.unclaimable.get(shown, reason),
+            hint=hint,
         )
         snapshot.waiting.append(entry)
         snapshot.oldest_seconds = max(snapshot.oldest_seconds, entry.age)
@@ -213,6 +233,7 @@ def _instances(
         snapshot.unclaimable |= {printable(n): w for n, w in data.get("unclaimable", {}).items()}
         told.hosts[inst] = entry.host
         told.reasons |= data.get("reasons", {})
+        told.hints |= data.get("hints", {})
         told.wanted |= data.get("wanted", {})
         told.progress |= data.get("active", {})
         if data.get("fault") and entry.alive:

@@ -52,7 +52,7 @@ def _heads(snapshot: Snapshot) -> Iterator[Text]:
     for fault in snapshot.faults:
         yield Text(f"fault on {fault.host}: {fault.message} ({fault.code})", "red")
         if fault.hint:
-            yield Text(f"  {fault.hint}")
+            yield Text(f"  what to do: {fault.hint}")
     for disk in snapshot.disks:
         free, total = in_bytes(disk.free_bytes), in_bytes(disk.total_bytes)
         yield Text(f"{disk.tree}: {free} of {total} free", "dim")

@@ -47,7 +47,7 @@ LAYERS = (
     {"once"},
     # people
     {"client", "command", "finding", "tables"},
-    {"remains", "vitals"},
+    {"detail", "remains", "vitals"},
     {"doctor"},
     {"repair"},
     {"admin", "probing", "show"},
