@@ -15,6 +15,8 @@ from stager.yamltext import Document, Path
 
 Model = TypeVar("Model", bound=BaseModel)
 
+KEY = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
+"""What a key looks like; digits are more likely part of somebody's secret."""
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
@@ -122,20 +124,22 @@ def check(
     document: Document,
     context: dict[str, Any] | None = None,
     unlabelled: frozenset[str] = frozenset(),
+    known: tuple[str, ...] = (),
 ) -> tuple[Model | None, list[Problem]]:
     """Validate a document; return the model, or None, and all problems in the text's order.
 
     What reading the text found comes too, and silences what follows from it.
-    `unlabelled`: the keys whose messages already say what they are about (given for requests,
-    whose own words are never quoted: a file may be somebody's secret, linked in).
+    `unlabelled`: the keys whose messages already say what they are about; `known`: other words for
+    keys. Both are given for requests, whose own words are not quoted: a file may be somebody's
+    secret, linked in. Of an unknown key only what looks like one is (KEY).
     """
     found = list(document.problems)
     try:
         result = model.model_validate(document.data, context=context)
     except ValidationError as e:
         result = None
-        known = [error for error in e.errors() if tuple(error["loc"]) not in document.unread]
-        found += [_problem(model, document, error, unlabelled) for error in known]
+        errors = [error for error in e.errors() if tuple(error["loc"]) not in document.unread]
+        found += [_problem(model, document, error, unlabelled, known) for error in errors]
     return (None if found else result), sorted(found, key=lambda p: (p.line, p.column))
 
 
@@ -148,13 +152,18 @@ class FaultAt(ValueError):
 
 
 def _problem(
-    model: type[BaseModel], document: Document, error: Any, unlabelled: frozenset[str]
+    model: type[BaseModel],
+    document: Document,
+    error: Any,
+    unlabelled: frozenset[str],
+    known: tuple[str, ...],
 ) -> Problem:
     path: Path = tuple(error["loc"])
     name = ".".join(str(part) for part in path)
     match error["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(str(path[-1]), _keys(model, path[:-1]), 1, 0.6)
+            keys = [*_keys(model, path[:-1]), *known]
+            close = difflib.get_close_matches(str(path[-1]), keys, 1, 0.6)
             message = "unknown key" + (f" (did you mean `{close[0]}`?)" if close else "")
         case "missing":
             message, name = f"`{name}` is missing", ""
@@ -172,7 +181,7 @@ def _problem(
             message = error["msg"][0].lower() + error["msg"][1:]
     if name in unlabelled or len(name) > 64 or not name.isprintable():
         name = ""
-    if unlabelled and error["type"] == "extra_forbidden":
+    if unlabelled and error["type"] == "extra_forbidden" and not KEY.fullmatch(name):
         name = ""
     label = f"`{name}`: " if name else ""
     return Problem(f"{label}{message}", *document.place(path))

@@ -1,7 +1,7 @@
 """The request contract: a file's bytes become a `Request`, or all of its problems at once.
 
 Pure: no I/O. Error texts never quote the file beyond the image names asked for (which the seed
-quotes too) and key names.
+quotes too) and unknown keys that look like keys.
 """
 
 from dataclasses import dataclass
@@ -135,7 +135,8 @@ def parse_request(data: bytes, rules: Rules) -> Request:
     _drop_private(document)
     document.data.setdefault("build", None)
     document.data.setdefault("images", None)
-    request, problems = check(Request, document, {"rules": rules}, frozenset({"build", "images"}))
+    own, others = frozenset({"build", "images"}), tuple(_SYNONYMS)
+    request, problems = check(Request, document, {"rules": rules}, own, others)
     if request is None:
         bucket_alone = all(problem.message.startswith(NOT_ALLOWED) for problem in problems)
         hint = ""

@@ -73,6 +73,11 @@ def test_images_are_checked_in_the_seeds_order_and_words(images: str, words: str
                      id="a list in the list"),
         pytest.param("images: [test]\nbuild: [a]", (2, 1, WHOLE_BUILD), id="a list of builds"),
         pytest.param("images: [test]\nbuild: http://a/b/c", (2, 1, WHOLE_BUILD), id="http"),
+        pytest.param(f"{HEAD}priorty: 3",
+                     (3, 1, "`priorty`: unknown key (did you mean `priority`?)"), id="a slip"),
+        pytest.param(f"{HEAD}image_type: test",
+                     (3, 1, "`image_type`: unknown key (did you mean `image_types`?)"), id="word"),
+        pytest.param(f"{HEAD}frobnicate: 1", (3, 1, "`frobnicate`: unknown key"), id="no such key"),
         pytest.param(f"{HEAD}build: {BUILD}", (3, 1, "this key stands here a second time"),
                      id="repeated key"),
         pytest.param(f"{HEAD}archive_url: {BUILD}",
@@ -189,6 +194,8 @@ def test_force_can_be_forbidden() -> None:
         pytest.param("priority: s3cret\nexpires: s3cret\nforce: s3cret\n", id="other values"),
         pytest.param("a: *s3cret\nb: !s3cret c\nc: &s3cret d\n", id="names of anchors"),
         pytest.param('a: "\\s3cret"\n', id="an escape"),
+        pytest.param(f"{HEAD}s3cret: 1\n", id="a key that may be a token"),
+        pytest.param(f"{HEAD}my s3cret: 1\n", id="a line with a colon"),
     ],
 )
 def test_a_files_values_are_never_quoted(text: str) -> None:
