@@ -20,6 +20,7 @@ from stager.errors import ArchiveCorrupt, ArchiveUnavailable, BuildBusy, NoSpace
 from stager.inflate import Unpacked, unpack
 from stager.lock import Work
 from stager.progress import Progress
+from stager.words import in_bytes
 from stager.zipdir import Member
 
 SIDE_BY_SIDE = min(4, len(os.sched_getaffinity(0)))
@@ -43,10 +44,20 @@ class Room:
             keep = self.config.min_free_bytes(fs.f_blocks * fs.f_frsize)
             others = sum(n for other, n in self._reserved.items() if other != owner)
             if free - wanted < keep:
-                raise NoSpace(f"{wanted} bytes are needed, {free} are free; min_free keeps {keep}")
+                raise self._no_space(wanted, free, keep)
             if free - others - wanted < keep:
                 raise BuildBusy("this machine, which needs the room for another build first")
             self._reserved[owner] = wanted
+
+    def _no_space(self, wanted: int, free: int, keep: int) -> NoSpace:
+        """Say which key is in the way, what there is, and how much must go."""
+        missing = in_bytes(keep + wanted - free)
+        return NoSpace(
+            f"{in_bytes(wanted)} are needed, {in_bytes(free)} are free on {self.static}, of which "
+            f"`min_free: {self.config.min_free}` keeps {in_bytes(keep)}: {missing} are missing",
+            f"free {missing} on the filesystem of {self.static} (`stager gc` removes what "
+            "`retention` lets go), or lower `min_free` in the configuration; requests wait",
+        )
 
     def left(self, owner: int, wanted: int) -> None:
         """Say how much of what was put aside is not written yet."""

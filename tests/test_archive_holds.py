@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -224,7 +225,9 @@ def test_room_is_asked_for_what_the_images_hold_not_what_they_are_compressed_to(
     with lab.running() as daemon:
         lab.drop("one", images=["test", "base"])
         all_wait(lab, daemon, 1, "no_space")
-        assert "7000000 bytes" in daemon.log
+        assert "7 MB are needed, " in daemon.log
+        assert f"`min_free: {free * 2}` keeps " in daemon.log
+        assert re.search(r"hint='free \S+ [kMGT]?B on the filesystem of ", daemon.log), daemon.log
         reconfigure(lab, daemon, min_free=str(free // 2))
         goes_on(lab, daemon, "one")
 
