@@ -68,7 +68,7 @@ def _print(found: Survey) -> None:
         if row.hint:
             click.echo(f"{'':11}what to do: {row.hint}")
     for what, by_host in _paces(found).items():
-        figures = (f"{host} {p['per_second']:g}/s ({p['median_ms']:g} ms)" for host, p in by_host)
+        figures = (f"{host} {_pace(pace)}" for host, pace in by_host)
         click.echo(f"  {'speed':8} {what}: {', '.join(figures)}")
 
 
@@ -87,13 +87,18 @@ def _show(found: Survey) -> None:
         table.add_row(Text(str(row.outcome), style=STYLES[row.outcome]), row.name, text)
     console.print(table)
     hosts = [report.host for report in found.reports]
-    paces = Table("speed", *(f"{host}: per second, median" for host in hosts))
+    paces = Table("speed", *hosts)
     for what, by_host in _paces(found).items():
-        cells = [f"{p['per_second']:g}, {p['median_ms']:g} ms" for _, p in by_host]
-        paces.add_row(what, *cells)
+        paces.add_row(what, *(_pace(pace) for _, pace in by_host))
     console.print(paces)
     style = {"yes": "bold green", "no": "bold red"}.get(found.verdict, "bold yellow")
     console.print(Text(found.words, style=style))
+
+
+def _pace(pace: dict[str, Any]) -> str:
+    """Say how fast it is on average, and how fast mostly: slow ones make the two differ."""
+    rate, median = pace["per_second"], pace["median_ms"]
+    return f"{rate:g} a second on average (half took at most {median:g} ms)"
 
 
 def _paces(found: Survey) -> dict[str, list[tuple[str, dict[str, Any]]]]:
