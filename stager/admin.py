@@ -7,14 +7,17 @@ from typing import Any
 
 import click
 
-from stager import adopt, client, doctor, gc, orders, prune, repair, site, source
+from stager import adopt, client, doctor, durable, gc, orders, prune, repair, site, source, status
 from stager.command import Command, cli, common, dump, load
 from stager.config import Config
 from stager.errors import SetupError
+from stager.layout import ROOMS, parse_build
 from stager.orders import Order
-from stager.visit import visiting
+from stager.visit import Visit, visiting
+from stager.words import counted, in_bytes
 
 ORDER_SECONDS = 30.0
+NO_RULES = "; builds stay: no rule of retention.builds is set"
 
 
 @cli.command()
@@ -72,7 +75,12 @@ def _order_for(order: Order, option: str | None, as_json: bool) -> None:
 @common
 def pause(host: str, option: str | None, as_json: bool) -> None:
     """Have the daemons claim nothing until `resume`; running work ends."""
-    _order(load(option, ruler=True), Order("pause", host=host), as_json)
+    config = load(option, ruler=True)
+    known = sorted({instance.host for instance in status.take(config.paths).instances})
+    if host and host not in known and host not in {name.split(".")[0] for name in known}:
+        here = ", ".join(known) or "none"
+        click.echo(f"no machine {host} is known here now (known: {here})", err=True)
+    _order(config, Order("pause", host=host), as_json)
 
 
 @cli.command()
@@ -80,7 +88,12 @@ def pause(host: str, option: str | None, as_json: bool) -> None:
 @common
 def resume(host: str, option: str | None, as_json: bool) -> None:
     """Have the daemons claim again."""
-    _order(load(option, ruler=True), Order("resume", host=host), as_json)
+    config = load(option, ruler=True)
+    paused = status.take(config.paths).paused
+    if (host or status.ALL_MACHINES) not in paused:
+        what = f"{host} itself" if host else "the whole spool"
+        click.echo(f"{what} was not paused (paused: {', '.join(paused) or 'none'})", err=True)
+    _order(config, Order("resume", host=host), as_json)
 
 
 @cli.command()
@@ -88,7 +101,7 @@ def resume(host: str, option: str | None, as_json: bool) -> None:
 @common
 def pin(builds: tuple[str, ...], option: str | None, as_json: bool) -> None:
     """Keep builds from retention."""
-    _order(load(option, ruler=True), Order("pin", builds), as_json)
+    _order_builds(Order("pin", builds), option, as_json)
 
 
 @cli.command()
@@ -96,7 +109,17 @@ def pin(builds: tuple[str, ...], option: str | None, as_json: bool) -> None:
 @common
 def unpin(builds: tuple[str, ...], option: str | None, as_json: bool) -> None:
     """Let retention have builds again."""
-    _order(load(option, ruler=True), Order("unpin", builds), as_json)
+    _order_builds(Order("unpin", builds), option, as_json)
+
+
+def _order_builds(order: Order, option: str | None, as_json: bool) -> None:
+    config = load(option, ruler=True)
+    for build in order.names:
+        try:
+            parse_build(build, frozenset(config.images.values()))
+        except ValueError as e:
+            raise click.UsageError(f"{build}: {e}") from None
+    _order(config, order, as_json)
 
 
 def _order(config: Config, order: Order, as_json: bool) -> None:
@@ -128,16 +151,22 @@ def _order(config: Config, order: Order, as_json: bool) -> None:
 def verify(repair: bool, option: str | None, as_json: bool) -> None:
     """Read all staged images and compare them with what was staged."""
     config = load(option, ruler=True)
-    found = []
-    for url, image, damage in doctor.damaged(config):
-        found.append({"build": url, "image": image, "damage": damage})
-        click.echo(f"{url} {image}: {damage}", err=True)
+    found, images, size = [], 0, 0
+    for read in doctor.reread(config):
+        images, size = images + 1, size + read.bytes
+        if not read.damage:
+            continue
+        found.append({"build": read.url, "image": read.image, "damage": read.damage})
+        click.echo(f"{read.url} {read.image}: {read.damage}", err=True)
         if repair:
-            data = client.compose({"build": url, "images": [image], "force": "true"})
-            name = client.make_name(url)
+            data = client.compose({"build": read.url, "images": [read.image], "force": "true"})
+            name = client.make_name(read.url)
             client.drop(config.paths, name, data)
             found[-1]["repair"] = name
-    dump({"damaged": found}, as_json)
+    looked_at = {"images": images, "bytes": size}
+    where = f"{counted(images, 'staged image')} ({in_bytes(size)}) below {config.static}"
+    click.echo(f"read {where}; damaged: {len(found) or 'none'}", err=True)
+    dump({"damaged": found, "looked_at": looked_at}, as_json)
     sys.exit(client.FAILED if found else 0)
 
 
@@ -148,12 +177,38 @@ def gc_(dry_run: bool, option: str | None, as_json: bool) -> None:
     """Remove the builds, requests and answers that `retention` lets go, now."""
     config = load(option, ruler=True)
     with visiting(config) as visit:
+        looked_at = _looked_at(visit)
         builds = [
             {"build": r.build.url, "why": r.why, "bytes": r.bytes, "spared": r.spared}
             for r in gc.collect(visit, dry_run=dry_run)
         ]
         files = [str(path) for path in prune.prune(visit, dry_run=dry_run)]
-    dump({"dry_run": dry_run, "builds": builds, "files": files}, as_json)
+    goes = "would go" if dry_run else "went"
+    gone = sum(not build["spared"] for build in builds)
+    what = f"{counted(gone, 'build')}, {counted(len(files), 'file')}"
+    off = "" if any(config.retention.builds.model_dump().values()) else NO_RULES
+    click.echo(f"looked at {_in_words(looked_at)}; {goes}: {what}{off}", err=True)
+    dump({"dry_run": dry_run, "builds": builds, "files": files, "looked_at": looked_at}, as_json)
+
+
+def _looked_at(visit: Visit) -> dict[str, int]:
+    """Return what retention looks at."""
+    paths = visit.config.paths
+    staged = gc.survey(visit.config, visit.heart.server_now())
+    answers = [n for n in durable.listing(paths.results, touch=False) if n.endswith(".yaml")]
+    requests = [n for room in ROOMS for n in durable.listing(paths.spool / room, touch=False)]
+    return {
+        "builds": len(staged),
+        "bytes": sum(build.bytes for build in staged),
+        "requests": len(requests),
+        "answers": len(answers),
+    }
+
+
+def _in_words(looked_at: dict[str, int]) -> str:
+    builds, size = counted(looked_at["builds"], "build"), in_bytes(looked_at["bytes"])
+    requests = counted(looked_at["requests"], "answered request")
+    return f"{builds} ({size}), {requests} and {counted(looked_at['answers'], 'answer')}"
 
 
 @cli.command("adopt")

@@ -49,6 +49,8 @@ def submit(
     as_json: bool,
 ) -> None:
     """Ask for IMAGEs of BUILD (gs://BUCKET/PATH/BUILD)."""
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait")
     config = load(option, spool=not dry_run)
     wanted = [name for words in images for name in words.split(",") if name]
     fields: dict[str, Any] = {"build": build, "images": wanted}

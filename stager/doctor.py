@@ -9,6 +9,7 @@ import stat
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from stager import durable, remains, site, vitals
@@ -194,8 +195,18 @@ def _is_free(paths: Paths, key: str) -> bool:
     return not any(token and token.inst for token in tokens)
 
 
-def damaged(config: Config) -> Iterator[tuple[str, str, str]]:
-    """Read every staged image and compare it with its sidecar; yield build, image and damage."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An image that was read again, and what is wrong with it; empty: nothing."""
+
+    url: str
+    image: str
+    bytes: int = 0
+    damage: str = ""
+
+
+def reread(config: Config) -> Iterator[Reading]:
+    """Read every staged image and compare it with its sidecar."""
     paths = config.paths
     for name in sorted(look(paths.sidecars)):
         key, _, image = name.removesuffix(".json").rpartition(".")
@@ -209,13 +220,15 @@ def damaged(config: Config) -> Iterator[tuple[str, str, str]]:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME
             fd = os.open(paths.target(build) / config.images[image], flags)
         except FileNotFoundError:
-            yield url, image, "is not there"
+            yield Reading(url, image, damage="is not there")
             continue
         try:
             found = digest(fd)
         finally:
             os.close(fd)
+        damage = ""
         if found.size != sidecar.size:
-            yield url, image, f"has {found.size} bytes, {sidecar.size} were staged"
+            damage = f"has {found.size} bytes, {sidecar.size} were staged"
         elif found.sha256 != sidecar.sha256:
-            yield url, image, "has other content than was staged"
+            damage = "has other content than was staged"
+        yield Reading(url, image, found.size, damage)

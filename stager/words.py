@@ -11,6 +11,11 @@ def in_bytes(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.3g} {unit}"
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things: 1 build, 2 builds."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def in_seconds(seconds: float | None) -> str:
     """Return a duration in its two largest units: 2 h 5 min; from ten minutes on, no seconds."""
     if seconds is None:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -124,6 +126,10 @@ def test_several_end_with_the_first_of_2_5_4_1_3_6_0(codes: list[int], expected:
         pytest.param(f"submit {BUILD} --config CONFIG", id="no image"),
         pytest.param("wait --config CONFIG", id="wait for nothing"),
         pytest.param("wait x --timeout soon --config CONFIG", id="no duration"),
+        pytest.param(f"submit {BUILD} test --timeout 5 --config CONFIG", id="no wait to time out"),
+        pytest.param("pin --config CONFIG", id="pin nothing"),
+        pytest.param("pin R23-1 --config CONFIG", id="pin no build"),
+        pytest.param(f"unpin {BUILD} gs://a --config CONFIG", id="unpin a build and none"),
         pytest.param("show --config CONFIG", id="show nothing"),
         pytest.param("cancel --config CONFIG", id="cancel nothing"),
         pytest.param("cancel x --all --config CONFIG", id="a name and all"),
@@ -260,6 +266,42 @@ def test_no_bars_and_no_colours_where_there_is_no_terminal(spool: Lab) -> None:
         done = run(spool, line)
         assert "\x1b" not in done.stdout + done.stderr
         assert "\r" not in done.stdout + done.stderr
+
+
+def test_a_machine_that_nobody_knows_is_told_beside_those_that_are(spool: Lab) -> None:
+    host = socket.gethostname()
+    done = run(spool, "pause --host elsewhere")
+    assert done.returncode == 0
+    assert done.stderr == f"no machine elsewhere is known here now (known: {host})\n"
+    assert run(spool, "resume --host elsewhere").stderr == ""
+    done = run(spool, "resume --host elsewhere")
+    assert done.stderr == "elsewhere itself was not paused (paused: none)\n"
+    for name in (host, host.split(".")[0]):
+        assert run(spool, f"pause --host {name}").stderr == ""
+        assert run(spool, f"resume --host {name}").stderr == ""
+
+
+READ = r"read 1 staged image \(300 kB\) below \S+; damaged: none\n"
+WOULD_GO = (
+    r"looked at 1 build \(\d+ kB\), \d+ answered requests and \d+ answers; would go: 0 builds, "
+    r"0 files; builds stay: no rule of retention\.builds is set\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "looked_at"),
+    [
+        pytest.param("verify", READ, {"images": 1, "bytes": 300_000}, id="verify"),
+        pytest.param("gc --dry-run", WOULD_GO, {"builds": 1}, id="gc"),
+    ],
+)
+def test_who_finds_nothing_says_what_was_looked_at(
+    spool: Lab, line: str, said: str, looked_at: dict[str, int]
+) -> None:
+    done = run(spool, line)
+    assert re.fullmatch(said, done.stderr), done.stderr
+    shown = yaml.safe_load(done.stdout)["looked_at"]
+    assert {key: shown[key] for key in looked_at} == looked_at
 
 
 # -- who may ---------------------------------------------------------------------------------------

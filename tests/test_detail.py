@@ -25,10 +25,12 @@ def show(lab: Lab, name: str, user: int | None = None) -> dict[str, Any]:
 
 def shown(lab: Lab, name: str, reason: str, user: int | None = None) -> dict[str, Any]:
     """Ask until it waits for this reason; return all that is said then."""
-    return until(
-        lambda: data if (data := show(lab, name, user)).get("reason") == reason else None,
-        f"{name} waits: {reason}",
-    )  # fmt: skip
+
+    def asked() -> dict[str, Any]:
+        data = show(lab, name, user)
+        return data if data.get("reason") == reason else {}
+
+    return until(asked, f"{name} waits: {reason}")
 
 
 def waiting(lab: Lab, count: int) -> None:

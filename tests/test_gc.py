@@ -186,7 +186,7 @@ def test_a_pinned_build_stays_until_it_is_unpinned(used: Lab) -> None:
 def test_what_is_no_build_is_not_pinned(used: Lab) -> None:
     with used.running():
         done = used.stager("pin", "../../etc")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "gs://" in done.stderr
 
 
