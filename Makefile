@@ -4,6 +4,7 @@
 # make test-crash  the whole crash matrix, as a table
 # make schema the JSON Schemas and docs/reference.md, from the models
 # make install   as a service (again: upgrade; systemd/install.sh has the options); make uninstall
+# make test-systemd  the tests under a real systemd, told step by step
 # make test-nfs  the tests on real NFS; make soak-nfs  all that can happen to its machines, a table
 # make bench  watcherd beside its peers, 1 GiB images (BENCH="--size 4G --case compare"); make bench-quick  does it run?
 # WHEELS=DIR  install from wheels in a directory instead of an index
@@ -13,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo install uninstall test test-crash test-faults test-model soak-model test-nfs soak-nfs bench bench-quick screenshots schema lint format clean check-python
+.PHONY: demo install uninstall test test-crash test-faults test-model soak-model test-nfs test-systemd soak-nfs bench bench-quick screenshots schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -44,6 +45,9 @@ test: $(BIN)/.debian
 
 screenshots: $(BIN)/.debian
 	@$(BIN)/python tests/browser/screenshots.py
+
+test-systemd: $(BIN)/.debian
+	@$(BIN)/python -m pytest -v -s tests/systemd
 
 test-nfs: $(BIN)/.debian
 	@$(BIN)/python -m pytest -q tests/nfs

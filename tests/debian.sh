@@ -5,7 +5,7 @@
 set -eu
 packages="
     user-mode-linux kmod iproute2 iptables e2fsprogs nfs-kernel-server nfs-common rpcbind gcc libc6-dev
-    python3-venv procps systemd dbus strace faketime dmsetup quota xfsprogs fuse3 libfuse2
+    python3-venv procps systemd dbus debootstrap strace faketime dmsetup quota xfsprogs fuse3 libfuse2
     nginx-light unzip mandoc bsdextrautils zsh fish
     chromium fonts-dejavu-core prometheus rclone
 "

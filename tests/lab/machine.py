@@ -1,30 +1,29 @@
 """A machine of one's own, whose PID 1 is a real systemd, with watcherd installed by `make install`.
 
-It is made of namespaces over a throw-away copy of this machine's file tree (systemd-lab.sh); tests
-look into it through /proc, and run its programs with nsenter.
+It is made of namespaces over a throw-away copy of a fresh Debian 12 (clean-root.sh,
+systemd-lab.sh); tests look into it through /proc, and run its programs with nsenter. What is done
+there is printed, with what came of it: `pytest -s` shows it as a transcript.
 """
 
 import ctypes
-import json
 import os
+import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from archives import make_archive, make_image
 from cloud import Cloud
 
 from lab import BUILD, FILES, ROOT, until
+from lab.service import Service
+from lab.transcript import tell
 
-LIFE_SECONDS = 900
+LIFE_SECONDS = 1800
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CLONE_NEWNET = 0x40000000
 
@@ -41,8 +40,10 @@ class Machine:
         run = f"touch {self.shared}/up; exec cat {self.shared}/hold"
         script = Path(__file__).with_name("systemd-lab.sh")
         self._process = subprocess.Popen(
-            ["bash", str(script), str(self.shared), str(LIFE_SECONDS), "sh", "-c", run]
+            ["bash", str(script), str(self.shared), str(LIFE_SECONDS), "sh", "-c", run],
+            env=os.environ | {"LOWER": clean_root()},
         )
+        self._told: dict[tuple[str, ...], str] = {}
         try:
             until((self.shared / "up").exists, "the machine boots")
         except AssertionError as e:
@@ -59,17 +60,28 @@ class Machine:
         shutil.rmtree(self.shared, ignore_errors=True)
 
     def run(
-        self, *words: str, check: bool = True, seconds: float = 120, **env: str
+        self, *words: str, check: bool = True, seconds: float = 120, told: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program in it, as root."""
+        """Run a program in it, as root; `told`: it is part of the transcript."""
         enter = ["nsenter", "-t", str(self.pid), "-m", "-p", "-i", "-n", "-u", "-C", "--"]
         done = subprocess.run(
             [*enter, *words], capture_output=True, text=True, check=False, timeout=seconds,
             env={"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", **env}, cwd="/",
         )  # fmt: skip
+        if told:
+            self._tell(words, done)
         if check and done.returncode != 0:
             raise AssertionError(f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
+
+    def _tell(self, words: tuple[str, ...], done: subprocess.CompletedProcess[str]) -> None:
+        """Print a command and what it said; what is asked again and again, when that changes."""
+        said = f"{done.stdout}{done.stderr}".rstrip() + f"\nexit {done.returncode}" * (
+            done.returncode != 0
+        )
+        if self._told.get(words) != said:
+            tell(f"# {shlex.join(words)}", said)
+        self._told[words] = said
 
     def systemctl(self, *words: str, check: bool = True) -> str:
         """Run systemctl; return what it prints."""
@@ -148,7 +160,7 @@ class Machine:
             seconds=300, check=check,
         )  # fmt: skip
 
-    def service(self, name: str, unit: str = "", **settings: Any) -> "Service":
+    def service(self, name: str, unit: str = "", **settings: Any) -> Service:
         """Set up an instance watcherd@NAME with a spool of its own; it is not started."""
         made = Service(self, name)
         made.settings |= settings
@@ -159,7 +171,7 @@ class Machine:
         self.run("runuser", "-u", "stager", "--", "stager", "init", "--config", made.config)
         return made
 
-    def disk(self, service: "Service") -> str:
+    def disk(self, service: Service) -> str:
         """Move a service's directories to a filesystem of their own; return its mount unit."""
         image, unit = f"/srv/{service.name}.img", f"srv-watcherd-{service.name}.mount"
         self.run("mke2fs", "-q", "-t", "ext4", "-d", str(service.inside), image, "48M")
@@ -172,94 +184,12 @@ class Machine:
         return unit
 
 
-@dataclass
-class Service:
-    """One instance, seen from outside the machine."""
-
-    machine: Machine
-    name: str
-
-    def __post_init__(self) -> None:
-        self.inside = Path("/srv/watcherd") / self.name
-        self.base = self.machine.root / "srv/watcherd" / self.name
-        self.unit, self.config = f"watcherd@{self.name}.service", f"/etc/stager/{self.name}.yaml"
-        self.settings: dict[str, Any] = {
-            "spool": f"{self.inside}/spool",
-            "static": f"{self.inside}/static",
-            "results": f"{self.inside}/results",
-            "archive": {"source": "directory", "directory": "/srv/archive"},
-            "settle": "0.1s",
-            "rescan": "0.5s",
-            "heartbeat": "0.5s",
-            "lease": "3s",
-            "min_free": "0",
-        }
-
-    def write_config(self, **changes: Any) -> None:
-        """Write its configuration, with changes."""
-        self.settings |= changes
-        self.machine.write(self.config, yaml.safe_dump(self.settings))
-
-    def drop_in(self, text: str) -> None:
-        """Change its unit."""
-        self.machine.write(f"/run/systemd/system/{self.unit}.d/50-test.conf", text)
-        self.machine.systemctl("daemon-reload")
-
-    def start(self) -> None:
-        """Start it; it must become ready."""
-        done = self.machine.run("systemctl", "start", self.unit, check=False)
-        assert done.returncode == 0, done.stderr + self.log()
-
-    def stop(self) -> None:
-        """Stop it, as far as it runs."""
-        self.machine.systemctl("stop", self.unit)
-
-    @property
-    def pid(self) -> int:
-        """Its main process' number, in the machine."""
-        return int(self.show("MainPID"))
-
-    @property
-    def host_pid(self) -> int:
-        """The same from here."""
-        group = self.machine.root / "sys/fs/cgroup" / self.show("ControlGroup").lstrip("/")
-        return int((group / "cgroup.procs").read_text().split()[0])
-
-    def show(self, field: str) -> str:
-        """Return a property of the unit."""
-        return self.machine.systemctl("show", "-p", field, "--value", self.unit).strip()
-
-    def journal(self) -> list[dict[str, Any]]:
-        """Return what it wrote, and what systemd wrote of it."""
-        self.machine.run("journalctl", "--sync")
-        lines = self.machine.run("journalctl", "-q", "-o", "json", "-u", self.unit).stdout
-        return [json.loads(line) for line in lines.splitlines()]
-
-    def log(self) -> str:
-        """Return the messages of its journal."""
-        return "\n".join(str(entry["MESSAGE"]) for entry in self.journal())
-
-    def drop(self, images: Sequence[str] = ("test",), build: str = BUILD, **more: Any) -> str:
-        """Drop a request; return its NAME."""
-        name = f"r-{uuid.uuid4().hex[:8]}"
-        tmp = self.base / f"spool/requests/.{name}"
-        tmp.write_text(yaml.safe_dump({"build": build, "images": list(images), **more}))
-        tmp.rename(tmp.with_name(f"{name}.yaml"))
-        return name
-
-    def result(self, name: str, seconds: float = 30) -> dict[str, Any]:
-        """Wait for an answer and return it."""
-        path = self.base / f"results/{name}.yaml"
-        try:
-            until(path.exists, f"an answer to {name}", seconds)
-        except AssertionError as e:
-            raise AssertionError(f"{e}\n{self.log()}") from None
-        data: dict[str, Any] = yaml.load(path.read_bytes(), yaml.BaseLoader)
-        return data
-
-    def spool(self, room: str) -> list[str]:
-        """List one of the spool's directories."""
-        return sorted(os.listdir(self.base / "spool" / room))
+def clean_root() -> str:
+    """Return where a fresh Debian is; the first time, it is made."""
+    script = Path(__file__).with_name("clean-root.sh")
+    done = subprocess.run(["sh", script], capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @contextmanager
@@ -268,8 +198,7 @@ def installed() -> Iterator[Machine]:
     machine = Machine()
     try:
         machine.deliver()
-        done = machine.make("install")
-        sys.stderr.write(done.stdout)
+        machine.make("install")
         yield machine
     finally:
         machine.end()

@@ -1,19 +1,19 @@
 #!/bin/bash
 # systemd-lab.sh - boot a machine whose PID 1 is a real systemd: namespaces of this host (no VM,
-# same kernel), its file tree below a tmpfs overlay, cgroup v2, D-Bus, journald, no network but
-# loopback. As root. It runs COMMAND and then ends; the exit status is COMMAND's.
-#   systemd-lab.sh LAB SECONDS COMMAND [ARG]...
+# same kernel), a file tree (LOWER, or this host's) below a tmpfs overlay, cgroup v2, D-Bus, journald,
+# no network but loopback. As root. It runs COMMAND and then ends; the exit status is COMMAND's.
+#   [LOWER=ROOT] systemd-lab.sh LAB SECONDS COMMAND [ARG]...
 # The directory LAB is shared with the host; LAB/pid has the host's number of its PID 1.
 set -eu
 LAB=$1 T=$2; shift 2
-export LAB HERE=$(cd "$(dirname "$0")" && pwd)
+export LAB LOWER=${LOWER:-/} HERE=$(cd "$(dirname "$0")" && pwd)
 { printf 'export LAB=%q\ncd /\n' "$LAB"; printf '%q ' "$@"; echo; } > "$LAB/cmd.sh"
 cat > "$LAB/outer.sh" <<'X'
 set -e
 umount -R -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup      # in this mount namespace only
 C=/sys/fs/cgroup/sdlab.$PPID; mkdir -p $C; echo $$ > $C/cgroup.procs
 W=$LAB/.w; mkdir -p $W; mount -t tmpfs -o mode=755 tmpfs $W; mkdir $W/up $W/wk $W/root; R=$W/root
-mount -t overlay -o lowerdir=/,upperdir=$W/up,workdir=$W/wk overlay $R
+mount -t overlay -o lowerdir=$LOWER,upperdir=$W/up,workdir=$W/wk overlay $R
 mkdir -p "$R$LAB"; mount --bind "$LAB" "$R$LAB"
 sh "$HERE/sd-prep.sh" $R "bash $LAB/cmd.sh" "$LAB" exit-force
 exec unshare --pid --fork --kill-child --mount --uts --ipc --net --cgroup bash "$LAB/inner.sh" $R

@@ -1,7 +1,6 @@
 """The unit under a real systemd: start, configuration, crash, reload, stop, sandbox."""
 
 import json
-import os
 import re
 import signal
 
@@ -128,7 +127,7 @@ def test_a_crash_is_started_again_and_the_request_goes_on(machine: Machine) -> N
         service.start()
         name = service.drop()
         until(lambda: cloud.hits("media"))
-        os.kill(service.host_pid, signal.SIGKILL)
+        service.send(signal.SIGKILL)
         until(lambda: service.show("NRestarts") == "1")
         cloud.clear_faults()
         result = service.result(name)

@@ -1,6 +1,5 @@
 """What ends a daemon that stands still, and what does not: storage that hangs."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -8,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 from lab import until
-from lab.machine import Machine, Service
+from lab.machine import Machine
+from lab.service import Service
 from lab.stopped import stopped_thread, threads
 
 pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(600)]
@@ -24,7 +24,7 @@ def test_a_process_that_is_stopped_is_started_again(machine: Machine) -> None:
     machine.archive()
     service = machine.service("sigstop", WATCHED)
     service.start()
-    os.kill(service.host_pid, signal.SIGSTOP)
+    service.send(signal.SIGSTOP)
     restarted(service)
     assert "Watchdog timeout" in service.log()
     assert service.result(service.drop())["state"] == "staged"
