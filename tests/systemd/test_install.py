@@ -35,6 +35,14 @@ def test_a_clean_machine_stages_an_image_after_the_documented_lines(machine: Mac
     assert "; inotify" in status
 
 
+def test_it_is_a_fresh_debian_with_what_the_readme_asks_for(machine: Machine) -> None:
+    command = ["dpkg-query", "-W", "-f", "${Package}\\n"]
+    packages = set(machine.run(*command, told=False).stdout.split())
+    assert {"make", "python3-venv"} <= packages
+    assert not packages & {"gcc", "git", "nfs-common", "python3-pip", "python3-yaml", "strace"}
+    assert 'VERSION_ID="12"' in machine.run("cat", "/etc/os-release").stdout
+
+
 def test_programs_pages_and_completions_are_in_their_places(machine: Machine) -> None:
     share = machine.root / "usr/local/share"
     assert "_stager_completion" in (share / "bash-completion/completions/stager").read_text()
@@ -46,6 +54,29 @@ def test_programs_pages_and_completions_are_in_their_places(machine: Machine) ->
     run = machine.root / "run/watcherd"
     assert oct(run.stat().st_mode & 0o777) == "0o755"
     assert run.stat().st_uid == int(machine.run("id", "-u", "stager").stdout)
+
+
+def test_a_packager_gets_all_of_it_below_a_root_and_nothing_elsewhere(machine: Machine) -> None:
+    root, appdir = "/var/tmp/package", "/usr/lib/watcherd"
+    here = machine.root / root.lstrip("/")
+    machine.run("install", "-D", "-o", "4711", "/dev/null", f"{root}/srv/watcherd/spool/LAYOUT")
+    machine.run("touch", "/run/before")
+    machine.make("install", DESTDIR=root, PREFIX="/usr", APPDIR=appdir)
+    changed = ["find", "/etc", "/opt", "/usr", "/var/lib", "-newer", "/run/before", "-type", "f"]
+    assert machine.run(*changed).stdout == ""
+    unit = (here / "usr/lib/systemd/system/watcherd.service").read_text()
+    assert f"\nExecStart={appdir}/bin/watcherd\n" in unit
+    # The user gets the number of the spool that is there.
+    assert "\nu stager 4711 " in (here / "usr/lib/sysusers.d/watcherd.conf").read_text()
+    assert (here / "usr/share/man/man8/watcherd.8").exists()
+    assert "spool: /srv/watcherd/spool" in (here / "etc/stager/config.yaml").read_text()
+    assert machine.run("grep", "-rlI", root, root, check=False).stdout == "", "it is moved later"
+    machine.run("cp", "-a", f"{root}{appdir}", appdir)
+    assert "watcherd " in machine.run(f"{appdir}/bin/watcherd", "--version").stdout
+    machine.run("rm", "-r", appdir)
+    machine.make("uninstall", DESTDIR=root, PREFIX="/usr", APPDIR=appdir)
+    left = machine.run("find", root, "-type", "f", "-o", "-type", "l").stdout.split()
+    assert sorted(left) == [f"{root}/etc/stager/config.yaml", f"{root}/srv/watcherd/spool/LAYOUT"]
 
 
 def test_a_user_with_another_number_is_refused_before_anything_changes(machine: Machine) -> None:

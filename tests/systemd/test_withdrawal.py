@@ -1,9 +1,10 @@
-"""What `make uninstall` takes away, and what it leaves; the last of these tests."""
+"""What `make uninstall` takes away, what it leaves, and back again; the last of these tests."""
 
 import os
 
 import pytest
 from lab.machine import Machine
+from lab.service import Service
 
 pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(600)]
 
@@ -21,3 +22,20 @@ def test_uninstall_leaves_configuration_and_data_and_nothing_else(machine: Machi
     assert set(os.listdir(machine.root / "etc/stager")) == before
     assert (machine.root / "srv/watcherd/leaves/spool/LAYOUT").exists()
     assert machine.run("id", "-u", "stager").returncode == 0
+
+
+def test_installed_again_it_runs_as_the_user_that_the_spool_belongs_to(machine: Machine) -> None:
+    machine.archive()
+    machine.run("userdel", "stager")
+    base = "/srv/watcherd/leaves"
+    marks = [f"{base}/{mark}" for mark in ("spool/LAYOUT", "static/.stager/LAYOUT",
+                                           "results/.layout")]  # fmt: skip
+    machine.run("chown", "-R", "4711:4711", base)
+    machine.run("sed", "-i", "s/^uid: .*/uid: 4711/", *marks)
+    assert "is uid 4711 " in machine.make("install", INSTANCE="leaves").stdout
+    assert machine.run("id", "-u", "stager").stdout == "4711\n"
+    service = Service(machine, "leaves")
+    service.start()
+    assert service.result(service.drop())["state"] == "staged"
+    service.stop()
+    machine.make("uninstall")
