@@ -71,7 +71,8 @@ def said(request: pytest.FixtureRequest) -> Iterator[list[object]]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests had to say, of all workers together."""
-    reports = terminalreporter.getreports("passed")
+    # Those of tests that are over: what stands in their fixture's list is known at the end.
+    reports = terminalreporter.getreports("")
     said = sorted(
         str(v) for report in reports for name, v in report.user_properties if name == "said"
     )

@@ -103,7 +103,9 @@ def test_everything_that_happened_is_counted(measured: tuple[Lab, int]) -> None:
     assert 0 < found["watcherd_filesystem_free_bytes", "spool"] < disk.f_blocks * disk.f_frsize
 
 
-def test_names_and_units_are_as_prometheus_wants_them(measured: tuple[Lab, int]) -> None:
+def test_names_and_units_are_as_prometheus_wants_them(
+    measured: tuple[Lab, int], said: list[object]
+) -> None:
     lab, port = measured
     lab.archive()
     with lab.running():
@@ -112,9 +114,11 @@ def test_names_and_units_are_as_prometheus_wants_them(measured: tuple[Lab, int])
         until(lambda: "archive_not_found" in ask(port))
         text = ask(port)
     promtool("check", "metrics", text=text)
-    for family in text_string_to_metric_families(text):
+    families = list(text_string_to_metric_families(text))
+    for family in families:
         assert family.name.startswith("watcherd_")
         assert family.documentation
+    said.append(f"promtool check metrics: nothing to say of {len(families)} metrics")
 
 
 def test_bytes_of_a_download_count_while_it_runs(cloud_lab: tuple[Lab, Cloud]) -> None:

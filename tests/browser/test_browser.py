@@ -65,12 +65,14 @@ def test_the_page_fits_and_complains_of_nothing(
 @pytest.mark.parametrize("width", WIDTHS.values())
 @EITHER
 def test_axe_finds_nothing(
-    scene: tuple[Lab, str], browser: Browser, width: int, scheme: str
+    scene: tuple[Lab, str], browser: Browser, said: list[object], width: int, scheme: str
 ) -> None:
     with opened(browser, scene[1], width, scheme) as (page, complaints):
         report = Axe().run(page)
         assert report.violations_count == 0, report.generate_report()
-        assert len(report.response["passes"]) > 20, "else it looked at nothing"
+        passed = len(report.response["passes"])
+        assert passed > 20, "else it looked at nothing"
+        said.append(f"axe-core, {scheme}, {width} pixels wide: {passed} rules hold, 0 violations")
         assert complaints == []
 
 
