@@ -108,9 +108,12 @@ def pages() -> dict[str, str]:
                 "Claims request files from a spool directory, takes just the wanted images out of "
                 "the builds' image.zip in Google Cloud Storage, puts them whole and verified into "
                 "a static tree, and writes an answer for each request. Several daemons, on one "
-                "machine or on many, may share one spool.\nSIGTERM: gives back what is unstarted "
-                "and ends. SIGHUP: reads the configuration again."
+                "machine or on many, may share one spool."
             ),
+            "SIGNALS": tagged(iter([
+                ("SIGTERM, SIGINT", "gives back what is unfinished, for others to do, and ends"),
+                ("SIGHUP", "reads the configuration again; one that is not good changes nothing"),
+            ])),
             "OPTIONS": tagged(options(main)),
             "EXIT STATUS": tagged(iter([
                 ("0", "ended as told"),
