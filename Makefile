@@ -1,7 +1,7 @@
 # make demo   the main job on a small archive in a directory: no account, no network
 # make test   all tests (as root: the Debian packages they use are installed); make lint   ruff and mypy
 # make screenshots   the pictures of the documents, by a real browser
-# make test-crash  the whole crash matrix, as a table
+# make test-crash  the whole crash matrix, as a table (one scene of it: SCENES=retention)
 # make schema the JSON Schemas and docs/reference.md, from the models
 # make install   as a service (again: upgrade; systemd/install.sh has the options); make uninstall
 # make test-systemd  the tests under a real systemd, told step by step
@@ -59,7 +59,7 @@ schema: $(BIN)/.runtime
 	@$(BIN)/python schema/generate.py
 
 test-crash: $(BIN)/.debian
-	@PYTHONPATH=.:tests $(BIN)/python tests/crash/report.py
+	@PYTHONPATH=.:tests $(BIN)/python tests/crash/report.py $(SCENES)
 test-faults: $(BIN)/.debian
 	@FAULTS=full $(BIN)/python -m pytest -q tests/faults
 
