@@ -1,7 +1,7 @@
 #!/bin/sh
 # install.sh install|uninstall - what `make install` and `make uninstall` do; again: an upgrade.
 #
-#   PREFIX=/usr/local      programs, units, completions, man pages; APPDIR=/opt/watcherd: the rest
+#   PREFIX=/usr/local      programs, units, completions, man pages, schemas; APPDIR=/opt/watcherd: the rest
 #   DESTDIR=               a root for packagers: nothing outside it is touched or started
 #   SPOOL= STATIC= RESULTS=   the directories; default: the configuration's, else /srv/watcherd/...
 #   STAGER_UID=            the daemon's uid; default: the owner of an existing spool
@@ -115,8 +115,11 @@ install_user() {
 install_config() {
     mkdir -p "$etc"
     if [ ! -e "$config" ]; then
-        sed -e "s|/srv/watcherd/spool|$spool|" -e "s|/srv/watcherd/static|$static|" \
-            -e "s|/srv/watcherd/results|$results|" "$source/config.yaml" > "$config.new"
+        # Left out, `rescan` fits the filesystem: NFS is looked at more often.
+        sed -e "s|^rescan:|# rescan:|" -e "s|/srv/watcherd/spool|$spool|" -e "s|/srv/watcherd/static|$static|" \
+            -e "s|/srv/watcherd/results|$results|" \
+            -e "s|schema=schema/|schema=$PREFIX/share/watcherd/schema/|" \
+            "$source/config.yaml" > "$config.new"
         chmod 644 "$config.new"
         mv "$config.new" "$config"
     fi
@@ -173,6 +176,9 @@ install_units() {
 }
 
 install_extras() {
+    for file in "$source"/schema/*.json; do
+        install -D -m 644 "$file" "$share/watcherd/schema/${file##*/}"
+    done
     for page in "$source"/man/*.[1-8]; do
         [ -e "$page" ] || continue
         install -D -m 644 "$page" "$share/man/man${page##*.}/${page##*/}"
@@ -249,6 +255,8 @@ uninstall)
         "$share/bash-completion/completions/stager" "$share/zsh/site-functions/_stager" \
         "$share/fish/vendor_completions.d/stager.fish"
     rmdir "$units"/watcherd*.d 2>/dev/null || true
+    rm -rf "$share/watcherd/schema"
+    rmdir "$share/watcherd" 2>/dev/null || true
     for page in "$source"/man/*.[1-8]; do rm -f "$share/man/man${page##*.}/${page##*/}"; done
     ! has_systemd || systemctl daemon-reload
     say "removed; /etc/stager, the user stager, spools, images and answers are left as they are"

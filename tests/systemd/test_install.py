@@ -1,5 +1,6 @@
 """`make install` on a clean machine, to a staged image over `systemctl`; upgrade; refusals."""
 
+import json
 import os
 
 import pytest
@@ -51,6 +52,9 @@ def test_programs_pages_and_completions_are_in_their_places(machine: Machine) ->
     for page in ("man1/stager.1", "man8/watcherd.8", "man5/stager-request.5"):
         assert (share / "man" / page).read_text().startswith(".")
     assert "watcherd" in machine.run("watcherd", "--version").stdout
+    first = (machine.root / "etc/stager/config.yaml").read_text().splitlines()[0]
+    schema = machine.root / first.partition("$schema=/")[2]
+    assert json.loads(schema.read_text())["title"] == "watcherd's configuration"
     run = machine.root / "run/watcherd"
     assert oct(run.stat().st_mode & 0o777) == "0o755"
     assert run.stat().st_uid == int(machine.run("id", "-u", "stager").stdout)

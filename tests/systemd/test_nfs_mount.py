@@ -44,6 +44,7 @@ def test_the_sandbox_lets_it_work_on_nfs_and_a_server_that_is_away_restarts_noth
     said = dict(line.split(": ", 1) for line in out.splitlines() if ": " in line)
     assert said["mounted"] == "nfs4", out
     assert said["status"].endswith("; poll")
+    assert " rescan=3.0 " in out, "the installed configuration leaves it to the filesystem"
     assert said["first"] == said["second"] == "state: staged", out
     assert said["outage"].startswith("active ")
     assert "does not answer since" in said["outage"]

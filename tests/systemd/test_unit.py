@@ -25,11 +25,12 @@ def test_systemd_finds_nothing_wrong_with_the_units(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("unit", ["watcherd.service", "watcherd@x.service"])
-def test_the_sandbox_is_tight(machine: Machine, unit: str) -> None:
+def test_the_sandbox_is_tight(machine: Machine, said: list[object], unit: str) -> None:
     done = machine.run("systemd-analyze", "security", "--offline=true", "--threshold=15", unit)
     score = re.search(r"exposure level for \S+: ([\d.]+)", done.stdout)
     assert score
     assert float(score[1]) <= 1.5
+    said.append(f"systemd-analyze security --offline {unit}: {score[1]}")
     assert "✗ PrivateUsers=" in done.stdout, "all submitters would be one"
 
 
@@ -133,6 +134,16 @@ def test_a_crash_is_started_again_and_the_request_goes_on(machine: Machine) -> N
         result = service.result(name)
         assert (result["state"], result["attempts"]) == ("staged", "2")
         service.stop()
+
+
+def test_however_often_it_crashes_it_is_started_again(machine: Machine) -> None:
+    service = machine.service("often")
+    service.start()
+    for number in range(1, 8):  # systemd itself would give up at five within ten seconds
+        service.send(signal.SIGKILL)
+        until(lambda n=number: service.show("NRestarts") == str(n))  # type: ignore[misc]
+        until(lambda: service.show("ActiveState") == "active")
+    service.stop()
 
 
 def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(machine: Machine) -> None:
