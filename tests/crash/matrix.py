@@ -13,6 +13,7 @@ from zlib import crc32
 
 from judge import COLUMNS, Judge, column
 from lab import Lab
+from loss import journal_environment, lose_power
 from scenes import Scene
 from strike import Nest, Run, Step, environment
 
@@ -40,10 +41,16 @@ class Manner:
     """So many calls of one kind are looked at."""
     lives: bool = False
     """Whether it beats and sweeps as quickly as the one after it."""
+    loses: bool = False
+    """Whether what it had not synced is lost with it."""
+
+    def __str__(self) -> str:
+        return self.name
 
 
 RESTARTED = Manner("restarted")
 NEXT_BOOT = Manner("after the next boot", boot="the-boot-before")
+POWER_LOST = Manner("after a power loss", boot="the-boot-before", loses=True)
 TAKEN_OVER = Manner("taken over by another machine", machine="f" * 32, boot="of-another-machine")
 
 
@@ -118,10 +125,15 @@ def kill_at(nest: Nest, scene: Scene, manner: Manner, step: Step | None) -> Run:
         env = environment(lab, step, manner.term)
         if manner.boot:
             env["WATCHERD_BOOT_ID"] = manner.boot
+        if manner.loses:
+            env |= journal_environment(lab)
         run = nest.run(lab, *manner.options, env=env, machine=manner.machine)
         assert run.struck or run.status == 0, run.log
         try:
             judge.at_the_kill()
+            if manner.loses:
+                lose_power(lab)
+                judge.at_any_moment()
             finish(nest, scene, lab)
             judge.in_the_end()
         except AssertionError as e:

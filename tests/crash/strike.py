@@ -89,12 +89,15 @@ class Run:
     log: str
 
 
-def build_killer(directory: Path) -> Path:
+def build_killer(directory: Path) -> str:
     """Compile what is preloaded."""
-    library = directory / "killer.so"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library)]
-    subprocess.run([*command, str(HERE / "killer.c"), "-ldl"], check=True)
-    return library
+    libraries = []
+    for name in ("killer", "journal"):
+        library = directory / f"{name}.so"
+        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]
+        subprocess.run([*command, str(library), str(HERE / f"{name}.c"), "-ldl"], check=True)
+        libraries.append(str(library))
+    return ":".join(libraries)
 
 
 def environment(lab: Lab, at: Step | None = None, term: int = 0) -> dict[str, str]:
@@ -111,7 +114,7 @@ def environment(lab: Lab, at: Step | None = None, term: int = 0) -> dict[str, st
 class Nest:
     """The process that forks daemons."""
 
-    library: Path
+    library: str
     process: subprocess.Popen[bytes] = field(init=False)
     _unread: bytes = b""
 
@@ -122,7 +125,7 @@ class Nest:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "nest.py")], bufsize=0,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=keep | {"LD_PRELOAD": str(self.library), "PYTHONPATH": path},
+            env=keep | {"LD_PRELOAD": self.library, "PYTHONPATH": path},
         )  # fmt: skip
 
     def close(self) -> None:
@@ -179,7 +182,7 @@ class Nest:
 
 
 @contextmanager
-def nests(library: Path, number: int) -> Iterator[list[Nest]]:
+def nests(library: str, number: int) -> Iterator[list[Nest]]:
     """Have processes that fork daemons for the length of a block."""
     made = [Nest(library) for _ in range(number)]
     try:
