@@ -55,6 +55,7 @@ def main() -> int:
     root.chmod(0o755)
     faults, missed = [], set()
     head = ["scenario", "kills", "requests", *COLUMNS, "other faults"]
+    head += ["time to recover: median, longest"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     try:
         for row in rows(root, sys.argv[1:] or list(SCENES)):

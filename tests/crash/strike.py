@@ -87,6 +87,8 @@ class Run:
     steps: list[Step]
     struck: bool
     log: str
+    seconds: float = 0.0
+    """From its start until all was done, where that was waited for."""
 
 
 def build_killer(directory: Path) -> str:
@@ -151,12 +153,14 @@ class Nest:
         trace.unlink(missing_ok=True)
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
         pid = int(self._line(RUN_SECONDS))
+        began = seconds = time.monotonic()
         try:
             if until_done:
                 until(
                     lambda: log.exists() and "watching the drop box" in log.read_text(), "a start"
                 )
                 until(until_done, f"the end: {lab.listing()}", DONE_SECONDS)
+                seconds = time.monotonic()
                 os.kill(pid, signal.SIGTERM)
             status = int(self._line(RUN_SECONDS))
         except BaseException:
@@ -167,7 +171,7 @@ class Nest:
         struck = trace.is_file() and KILLED in trace.read_text().splitlines()
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         assert struck == killed, f"wait status {status}"
-        return Run(status, steps, struck, log.read_text())
+        return Run(status, steps, struck, log.read_text(), seconds - began)
 
     def _line(self, seconds: float) -> str:
         assert self.process.stdout
