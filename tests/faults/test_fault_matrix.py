@@ -28,7 +28,7 @@ from stager.config import load_config
 
 ERRORS = ("EIO", "ENOSPC", "ESTALE", "EROFS", "EDQUOT", "ETIMEDOUT", "EACCES")
 OF_THE_FILE = {(c, room) for c in ("open", "rename") for room in ("active", "requests", "control")}
-OF_THE_FILE |= {("read", "control")}
+OF_THE_FILE |= {("read", "active"), ("read", "control")}
 """Where EACCES speaks of a file that somebody dropped, not of the machine."""
 FULL = os.environ.get("FAULTS") == "full"
 AT_ONCE = 8

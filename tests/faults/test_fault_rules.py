@@ -13,7 +13,7 @@ from lab.faults import Sickness
 from test_spool import answer_to
 from yard import STRANGER
 
-from stager import durable
+from stager import durable, orders
 from stager.backlog import Backlog
 from stager.dropbox import DropBox
 from stager.errors import StorageError
@@ -204,3 +204,19 @@ def test_a_folder_that_can_not_be_moved_on_keeps_nobody_waiting(public_dir: Path
         assert [case.claim.id for case in server.dispatcher.intake.orphans()] == [good.id]
         server.dispatcher.adopt()
     assert any("folder.yaml" in name for name in lab.spool("active"))
+
+
+def test_orders_wait_for_the_right_to_look_at_them_and_are_obeyed_then(public_dir: Path) -> None:
+    lab = Lab(public_dir, user=NOBODY).init()
+    control = lab.root / "spool/control"
+    with acting_as(NOBODY), by_hand(lab) as server:
+        name = orders.send(server.paths, orders.Order("cancel", ("nobody",)))
+        control.chmod(0o600)
+        assert not server.clerk.obey()
+        assert "Permission denied" in server.clerk.trouble()
+        control.chmod(0o1777)
+        assert server.clerk.obey()
+        answer = orders.read_answer(server.paths, name, NOBODY)
+    assert answer
+    assert answer.outcome == {"nobody": "not found"}
+    assert server.clerk.trouble() == ""
