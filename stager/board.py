@@ -123,8 +123,14 @@ class Notice:
             counted=self._history.counted or {},
         )
         _bound(board)
-        self._put("status.html", page.render(board, now).encode())
-        self._put("status.json", json.dumps(board.as_dict(), indent=1).encode() + b"\n")
+        texts = {
+            "status.html": page.render(board, now).encode(),
+            "status.json": json.dumps(board.as_dict(), indent=1).encode() + b"\n",
+        }
+        for name, text in texts.items():
+            # Not begun at the end: who stops does not wait for it long.
+            if not self._ended.is_set():
+                self._put(name, text)
 
     def _is_first(self) -> bool:
         """Whether no living daemon has a lower name; commands that visit the spool don't count."""

@@ -17,7 +17,7 @@ import structlog
 from stager import again, durable, orders
 from stager.cancel import Cancelling
 from stager.dispatch import Dispatcher
-from stager.errors import MachineFault, StagerError
+from stager.errors import MachineFault, StagerError, StorageError
 from stager.finish import finish
 from stager.layout import PIN_PREFIX, parse_build
 from stager.orders import Answer, Received
@@ -95,7 +95,7 @@ class Clerk:
             self.dispatcher.adopt()
         try:
             item = orders.read_taken(path)
-        except OSError as e:
+        except (OSError, StorageError) as e:
             self._wait(orders.file_of(path), e)
             return False
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stager import durable
+from stager.errors import StorageError
 from stager.layout import Claim, Paths, Waiting, request_name
 
 MAX_BYTES = 64 * 1024
@@ -92,14 +93,14 @@ def read_answer(paths: Paths, name: str, uid: int) -> Answer | None:
 
 def received(
     paths: Paths, without: set[str], later: Container[str] = ()
-) -> tuple[list[Received], list[str], dict[str, OSError]]:
+) -> tuple[list[Received], list[str], dict[str, OSError | StorageError]]:
     """Return the orders in control/ (some, if they are many), and the names of what is none.
 
     And what can't be read for now, with the reason. Those in `later` come last.
     """
     good: list[Received] = []
     bad: list[str] = []
-    unread: dict[str, OSError] = {}
+    unread: dict[str, OSError | StorageError] = {}
     names = [n for n in durable.listing(paths.control) if n.endswith(".order") and n[0] != "."]
     names = sorted((n for n in names if n not in without), key=lambda name: name in later)
     for name in itertools.islice(names, AT_ONCE):
@@ -108,7 +109,7 @@ def received(
             continue
         try:
             order = _read(paths.control / name)
-        except OSError as e:
+        except (OSError, StorageError) as e:
             unread[name] = e
             continue
         if isinstance(order, Received):
@@ -119,10 +120,20 @@ def received(
 
 
 def _read(path: Path) -> Received | str | None:
-    """Read an order; its name if it is none, None if it is gone; OSError: not readable now."""
+    """Read an order; its name if it is none, None if it is gone.
+
+    OSError, StorageError: it can't be read now.
+    """
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return path.name
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        # That is the directory's to tell: no mode of the file is the reason.
+        raise StorageError(f"{e.strerror} ({path})") from e
+    if not stat.S_ISREG(there.st_mode):
+        return path.name
+    try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None

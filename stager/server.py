@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ORDERS_SECONDS = 1.0
+PAGE_SECONDS = 2.0
+"""So long at least a page that is being written may take at the end: else it is left in tmp/."""
 
 
 class Server:
@@ -169,7 +171,7 @@ class Server:
         """Give back what is unstarted, end the rest at a safe point, disappear."""
         self.dispatcher.stop()
         self.rounds.keeper.stop()
-        self.notice.stop(self.config.heartbeat)
+        self.notice.stop(max(self.config.heartbeat, PAGE_SECONDS))
         self.watch.disarm()
         try:
             with durable.storage():

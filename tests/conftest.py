@@ -3,8 +3,10 @@
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cloud import Cloud
@@ -69,14 +71,26 @@ def said(request: pytest.FixtureRequest) -> Iterator[list[object]]:
     request.node.user_properties += [("said", str(line)) for line in lines]
 
 
+@pytest.fixture
+def counted(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
+    """Return counts: those of all tests are added up, and printed when all have run."""
+    counts = Counter[str]()
+    yield counts
+    request.node.user_properties += [("counted", item) for item in counts.items()]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests had to say, of all workers together."""
-    # Those of tests that are over: what stands in their fixture's list is known at the end.
-    reports = terminalreporter.getreports("")
-    said = sorted(
-        str(v) for report in reports for name, v in report.user_properties if name == "said"
-    )
-    if said:
+    told: dict[str, list[Any]] = {"said": [], "counted": []}
+    # What fixtures say is told by the report of their end, which is counted as nothing.
+    for report in terminalreporter.getreports(""):
+        for name, value in report.user_properties:
+            told.get(name, []).append(value)
+    total = Counter[str]()
+    for what, number in told["counted"]:
+        total[what] += number
+    lines = sorted(told["said"] + [f"{what}: {number}" for what, number in total.items()])
+    if lines:
         terminalreporter.section("said")
-        for line in said:
-            terminalreporter.write_line(line)
+    for line in lines:
+        terminalreporter.write_line(line)

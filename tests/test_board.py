@@ -3,14 +3,16 @@
 import json
 import os
 import resource
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hand import by_hand
 from jsonschema import Draft202012Validator
-from lab import BUCKET, BUILD, NOBODY, ROOT, Lab, Peer, until
+from lab import BUCKET, BUILD, DEADLINE, NOBODY, ROOT, Lab, Peer, until
 
 from stager import board as board_module
 from stager import status
@@ -257,3 +259,23 @@ def test_storage_that_fails_costs_only_freshness(lab: Lab) -> None:
         (results / "status.json").rmdir()
         daemon.await_log("the status page is written again")
         assert daemon.log.count("can't be written") == 1
+
+
+def test_a_page_that_is_being_written_at_the_end_leaves_nothing(
+    public_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(public_dir, {"heartbeat": "0.01s", "lease": "60s"}).init()
+    replace, under_way, goes_on = os.rename, threading.Event(), threading.Event()
+
+    def slow(source: Path, target: Path) -> None:
+        if target.name == "status.html":
+            under_way.set()
+            goes_on.wait()
+        replace(source, target)
+
+    with by_hand(lab) as server:
+        monkeypatch.setattr(os, "rename", slow)
+        server.notice.start()
+        assert under_way.wait(DEADLINE)
+        threading.Timer(0.3, goes_on.set).start()
+    assert lab.is_clean(), lab.listing()

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from lab import BUCKET, BUILD, FILES, Lab, until
+from hand import acting_as
+from lab import BUCKET, BUILD, FILES, NOBODY, Lab, until
+from yard import STRANGER
 
-from stager import gc, job
+from stager import gc, job, prune
 from stager.answer import is_staged
 from stager.case import Case, Tools
 from stager.config import KeepBuilds, load_config
@@ -21,7 +23,7 @@ from stager.errors import TakenOver
 from stager.fetch import Room
 from stager.gc import Staged, choose
 from stager.hook import Hook
-from stager.layout import PIN_PREFIX, Build, parse_build
+from stager.layout import PIN_PREFIX, Build, Claim, parse_build
 from stager.marker import TOUCH_SECONDS, Marker
 from stager.request import parse_request
 from stager.source import open_source
@@ -335,12 +337,14 @@ def test_an_unpublished_answer_keeps_its_request(used: Lab) -> None:
     assert used.spool("done") == [name]
 
 
-def test_an_answer_that_was_replaced_meanwhile_stays(used: Lab) -> None:
-    from stager import prune  # noqa: PLC0415
-    from stager.visit import Visit  # noqa: PLC0415
-
+@pytest.fixture
+def visit(used: Lab) -> Visit:
+    """Return what retention works with."""
     config, peer = load_config(used.config, {}), used.peer()
-    visit = Visit(config, peer.heart, peer.spool, peer.locks, Marker(config.paths, config.images))
+    return Visit(config, peer.heart, peer.spool, peer.locks, Marker(config.paths, config.images))
+
+
+def test_an_answer_that_was_replaced_meanwhile_stays(used: Lab, visit: Visit) -> None:
     path = used.root / "results/n0.yaml"
     old = path.stat().st_ctime - 1
     path.write_text("state: the next answer of that NAME\n")
@@ -348,3 +352,20 @@ def test_an_answer_that_was_replaced_meanwhile_stays(used: Lab) -> None:
     assert path.read_text().startswith("state: the next")
     assert prune._remove_result(visit, path, path.stat().st_ctime)
     assert not path.exists()
+
+
+def test_a_folder_that_its_owner_keeps_where_it_is_keeps_nothing_else(public_dir: Path) -> None:
+    lab = Lab(public_dir, {"retention": {"requests": "0.01s"}}, user=NOBODY).init()
+    config, peer = load_config(lab.config, {}), lab.peer()
+    visit = Visit(config, peer.heart, peer.spool, peer.locks, Marker(config.paths, config.images))
+    folder, file = (
+        lab.root / "spool/failed" / str(Claim(f"{name}.yaml", f"{n}-a", 1, 0, "x-aaaaaa", "b" * 8))
+        for n, name in enumerate(("folder", "file"))
+    )
+    file.touch()
+    folder.mkdir(0o555)
+    os.chown(folder, STRANGER, -1)
+    with acting_as(NOBODY):
+        assert until(lambda: list(prune.prune(visit))) == [file]
+        assert list(prune.prune(visit)) == []
+    assert lab.spool("failed") == [folder.name]

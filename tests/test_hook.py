@@ -5,13 +5,17 @@ import os
 import stat
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from lab import BUILD, Lab, until
+from test_spool import answer_to
 
 from stager.hook import Call, Hook
+from stager.layout import Claim
 from stager.result import Result, State
 
 TELLS = """\
@@ -149,3 +153,28 @@ def test_a_call_that_finds_no_thread_waits_for_the_next(
     hook.call(Call(result, tmp_path, ""))
     hook.stop()
     assert (tmp_path / "called").exists()
+
+
+def test_calls_from_several_workers_at_once_share_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the thread that nobody knows of would never end."""
+    call = Call(answer_to(Claim("a.yaml", "1-a", 1, 1, "x-aaaaaa", "abcdefgh")), Path("/x"), "")
+    workers, make = 4, threading.Thread.__init__
+    gate, hook = threading.Barrier(workers), Hook(["/nowhere/on-done"])
+
+    def make_slowly(self: threading.Thread, *args: Any, **options: Any) -> None:
+        """Be a machine that has much to do: others get on meanwhile."""
+        time.sleep(0.05)
+        make(self, *args, **options)
+
+    def work(_: int) -> None:
+        gate.wait(30)
+        hook.call(call)
+
+    with ThreadPoolExecutor(workers) as pool:
+        monkeypatch.setattr(threading.Thread, "__init__", make_slowly)
+        list(pool.map(work, range(workers)))
+        monkeypatch.undo()
+    hook.stop()
+    assert not [t for t in threading.enumerate() if t.name == "on_done"]

@@ -198,6 +198,43 @@ def test_a_reply_that_was_lost_leaves_a_token_of_ours_that_we_may_take(lab: Lab)
         assert work_dirs(lab) == [work.dir.name]
 
 
+def test_a_build_that_fails_keeps_no_other_builds_token_from_being_freed(lab: Lab) -> None:
+    peer = lab.peer()
+    left = lab.root / "static/.stager/locks" / OTHER / f"7.{peer.inst}.abcdefgh"
+    left.parent.mkdir()
+    left.touch()
+    (lab.root / "static/.stager/locks" / ONE).touch()  # can't be listed: no directory
+    for key in (ONE, OTHER):
+        peer.locks.leave(key)
+    assert peer.locks.free_left() is False
+    assert peer.locks.busy(OTHER) == ""
+    assert [Token.parse(name) for name in tokens(lab, OTHER)] == [Token(9)]
+
+
+def test_a_token_that_is_left_while_it_is_looked_for_is_freed_all_the_same(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, listdir = lab.peer(), os.listdir
+    set_tokens(lab, "4.free")
+    peer.heart.lease = 0
+    peer.locks.leave(ONE)
+
+    def leave_meanwhile(path: Path) -> list[str]:
+        """Be a worker whose release fails right then, and is executed late by the server."""
+        found = listdir(path)
+        peer.heart.lease = 60
+        peer.locks.leave(ONE)
+        return found
+
+    with monkeypatch.context() as busy:
+        busy.setattr(os, "listdir", leave_meanwhile)
+        assert peer.locks.free_left()
+    room = lab.root / "static/.stager/locks" / ONE
+    (room / "4.free").rename(room / f"5.{peer.inst}.abcdefgh")
+    assert peer.locks.free_left()
+    assert tokens(lab) == ["7.free"], "else everybody waits for an owner that has forgotten it"
+
+
 def test_the_token_of_an_owner_that_was_buried_is_taken_over_at_once(lab: Lab) -> None:
     old, taker = held_by_the_dead(lab), lab.peer()
     taker.heart.bury(set())

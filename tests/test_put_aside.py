@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from crowd import Make, fifo, folder, hard_link, link_to, unix_socket, unreadable
+from hand import acting_as, by_hand
 from lab import BUCKET, BUILD, Lab, until
 from yard import SECRET, STRANGER, never_settling, start, written_by_daemon
+
+from stager.spool import NotClaimable
 
 DAEMON = 65531
 UIDS = pytest.mark.parametrize("user", [None, DAEMON], ids=["root", "unprivileged"])
@@ -93,6 +96,18 @@ def test_a_hard_link_is_refused_by_whoever_takes_it_over(public_dir: Path) -> No
         answer = lab.result("x")
     assert answer["state"] == "rejected"
     assert SECRET not in str(answer)
+
+
+def test_a_folder_of_another_user_stays_even_where_it_could_be_moved(public_dir: Path) -> None:
+    """Its owner could keep it from being moved on (chmod), and so have it tried for ever."""
+    lab, yard = start(public_dir, DAEMON)
+    path = lab.requests / "open.yaml"
+    folder(STRANGER, False, path, yard)
+    path.chmod(0o777)
+    with acting_as(DAEMON), by_hand(lab) as server:
+        with pytest.raises(NotClaimable, match=f"its owner .uid {STRANGER}. or root removes it"):
+            server.spool.take(path.name)
+        assert lab.spool("requests") == [path.name]
 
 
 def test_a_key_that_is_not_known_is_not_told_to_others(lab: Lab) -> None:

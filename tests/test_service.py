@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import socket
 import time
@@ -97,6 +98,21 @@ def test_a_manager_that_does_not_listen_stops_nobody(
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     with notify_socket(str(tmp_path / "notify")):
         assert not all(service.notify("WATCHDOG=1") for _ in range(5000)), "its queue never fills"
+
+
+def test_without_a_descriptor_left_nobody_is_told_and_nothing_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with notify_socket(str(tmp_path / "notify")):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            told = service.notify("WATCHDOG=1")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert not told
+        assert service.notify("WATCHDOG=1")
 
 
 # -- SIGTERM ------------------------------------------------------------------------------------

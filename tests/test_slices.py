@@ -2,6 +2,7 @@
 
 import os
 import random
+import struct
 import tempfile
 import threading
 import zipfile
@@ -10,10 +11,14 @@ from functools import cache
 
 import pytest
 from archives import TEST
+from lab import Lab
 from test_archive import ARCHIVE_ROOM_BYTES, Memory, go_on, in_memory
 
 from stager.archive import AHEAD_BYTES, SLICE_BYTES
-from stager.errors import ArchiveUnavailable, Stopping
+from stager.config import load_config
+from stager.errors import ArchiveCorrupt, ArchiveUnavailable, Stopping
+from stager.fetch import Fetching, Room
+from stager.progress import Progress
 from stager.zipdir import Member
 
 
@@ -81,3 +86,27 @@ def test_a_stream_ends_where_the_work_should_end(connections: int) -> None:
     with pytest.raises(Stopping):
         list(in_memory(reader, connections).stream(member, check))
     assert len(reader.spans) <= 1 + connections
+
+
+def damaged() -> bytes:
+    """Return the archive with a member that claims to be deflated, and is no such thing."""
+    whole, member, _ = long_member()
+    stored, deflated = (struct.pack("<HHH", 20, 0, method) for method in (0, 8))
+    head, tail = member.header_offset + 4, whole.rindex(b"PK\1\2") + 6
+    assert whole[head:][:6] == whole[tail:][:6] == stored
+    whole = whole[:head] + deflated + whole[head + 6 : tail] + deflated + whole[tail + 6 :]
+    data = member.end - member.compressed
+    return whole[:data] + b"\xff" + whole[data + 1 :]
+
+
+def test_a_broken_member_leaves_no_thread_and_no_file_while_its_error_is_kept(lab: Lab) -> None:
+    """It is kept until the other members are through: that may take an hour."""
+    config, archive = load_config(lab.config, {}), in_memory(Memory(damaged()), 3)
+    member = archive.directory().member(TEST)
+    with lab.peer().locks.take("key") as work:
+        room = Room(config.static, config)
+        [(_, error)] = Fetching(work, archive, room, Progress(), {"test": member}).fetched()
+        assert isinstance(error, ArchiveCorrupt)
+        assert error.__traceback__
+        assert not [t for t in threading.enumerate() if t.name.startswith("slice")]
+        assert os.listdir(work.dir) == []

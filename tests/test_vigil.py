@@ -1,17 +1,29 @@
 """What the vigil takes for a fault of ours, and what for storage that hangs."""
 
+import ctypes
+import fcntl
 import os
+import re
+import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab import until
+from lab import DEADLINE, FILES, Lab, until
+from structlog.testing import capture_logs
+from test_archive import Memory, in_memory
 
-from stager import vigil
-from stager.progress import Sign
+from stager import fetch, vigil
+from stager.ahead import Check
+from stager.config import load_config
+from stager.fetch import Fetching, Room
+from stager.progress import Progress, Sign
 from stager.vigil import Vigil
+
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 @pytest.fixture
@@ -99,3 +111,97 @@ def test_an_error_is_an_answer(manager: socket.socket) -> None:
     keeper = Vigil(lambda: {"spool": lambda: os.stat("/nowhere")}, lambda: [sign], lambda: "fine")
     with keeper:
         until(lambda: "WATCHDOG=trigger" in told(manager))
+
+
+def test_a_look_that_fails_is_said_and_not_the_last(manager: socket.socket) -> None:
+    looked: list[int] = []
+
+    def signs() -> list[Sign]:
+        looked.append(1)
+        if len(looked) < 3:
+            raise RuntimeError("can't start new thread")
+        return []
+
+    with capture_logs() as said, Vigil(dict, signs, lambda: "fine"):
+        until(lambda: "WATCHDOG=1" in told(manager))
+    assert [entry["log_level"] for entry in said] == ["error", "error"]
+
+
+# -- threads that work for another ----------------------------------------------------------------
+
+
+@contextmanager
+def sleeping_for_a_disk(sign: Sign, program: Path) -> Iterator[None]:
+    """Have a thread work for the one of `sign`, in an uninterruptible sleep.
+
+    It waits for a child's exec, and that for a lease on the program's file.
+    """
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    pid, words = ctypes.c_int(), (ctypes.c_char_p * 2)(bytes(program), None)
+
+    def spawn() -> None:
+        with sign.helped():
+            libc.posix_spawn(ctypes.byref(pid), bytes(program), None, None, words, None)
+
+    before = signal.signal(signal.SIGIO, lambda *_: None)  # says that the lease is in the way
+    thread, file = threading.Thread(target=spawn), os.open(program, os.O_RDONLY)
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        thread.start()
+        until(lambda: thread.native_id and vigil._waits_for_storage(thread.native_id), "asleep")
+        yield
+    finally:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        os.close(file)
+        thread.join()
+        os.waitpid(pid.value, 0)
+        signal.signal(signal.SIGIO, before)
+
+
+def test_a_thread_whose_helper_waits_for_a_disk_is_not_to_blame(
+    manager: socket.socket, tmp_path: Path
+) -> None:
+    sign = standing_still()
+    keeper = Vigil(dict, lambda: [sign], lambda: "fine")
+    with sleeping_for_a_disk(sign, tmp_path / "program"):
+        assert "WATCHDOG=trigger" not in looks(keeper, 30, manager)
+    assert "WATCHDOG=trigger" in looks(keeper, 15, manager)
+
+
+class Hanging(Memory):
+    """A reader with a fault: it never comes back while it is told to hang."""
+
+    goes_on = threading.Event()
+
+    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+        assert self.goes_on.wait(DEADLINE)
+        return super().read(start, end, check)
+
+
+def test_where_a_member_stands_still_is_what_is_told(
+    manager: socket.socket, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "SIDE_BY_SIDE", 2)
+    lab.archive()
+    config, progress = load_config(lab.config, {}), Progress()
+    data = lab.archive_path().read_bytes()
+    directory, archive = in_memory(Memory(data)).directory(), in_memory(Hanging(data))
+    members = {image: directory.member(FILES[image]) for image in ("test", "base")}
+    outcomes: list[tuple[str, object]] = []
+
+    def work() -> None:
+        progress.sign.step()
+        with lab.peer().locks.take("key") as token:
+            fetching = Fetching(token, archive, Room(config.static, config), progress, members)
+            outcomes.extend(fetching.fetched())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    until(lambda: len(progress.sign.helpers) == 2, "members under way")
+    with capture_logs() as said:
+        assert "WATCHDOG=trigger" in looks(Vigil(dict, lambda: [progress.sign], str), 15, manager)
+    Hanging.goes_on.set()
+    worker.join(DEADLINE)
+    assert re.search(r"test_vigil\.py:\d+ read > ", said[0]["traceback"])
+    assert [image for image, file in outcomes if isinstance(file, tuple)] == [*members]

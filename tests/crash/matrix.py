@@ -1,18 +1,20 @@
 """The crash matrix: a daemon is killed at each of its calls in turn, and another does the rest."""
 
 import shutil
+import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from zlib import crc32
 
 from judge import COLUMNS, Judge, column
 from lab import Lab
+from loss import journal_environment, lose_power
 from scenes import Scene
 from strike import Nest, Run, Step, environment
 
@@ -40,10 +42,16 @@ class Manner:
     """So many calls of one kind are looked at."""
     lives: bool = False
     """Whether it beats and sweeps as quickly as the one after it."""
+    loses: bool = False
+    """Whether what it had not synced is lost with it."""
+
+    def __str__(self) -> str:
+        return self.name
 
 
 RESTARTED = Manner("restarted")
 NEXT_BOOT = Manner("after the next boot", boot="the-boot-before")
+POWER_LOST = Manner("after a power loss", boot="the-boot-before", loses=True)
 TAKEN_OVER = Manner("taken over by another machine", machine="f" * 32, boot="of-another-machine")
 
 
@@ -65,13 +73,16 @@ class Row:
     missed: set[Step] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
     requests: int = 0
+    back: list[float] = field(default_factory=list)
+    """Seconds from each start of another daemon until all was done and nothing left over."""
 
     def cells(self) -> list[str]:
-        """Return the row of a table: what, kills, requests, and faults by column."""
+        """Return the row of a table: what, kills, requests, faults by column, time to recover."""
         counts = [sum(f"{column}: " in fault for fault in self.faults) for column in COLUMNS]
         other = len(self.faults) - sum(counts)
         numbers = [len(self.struck), self.requests, *counts, other]
-        return [f"{self.scene}, {self.manner}", *map(str, numbers)]
+        back = f"{statistics.median(self.back):.1f} s, {max(self.back):.1f} s" if self.back else ""
+        return [f"{self.scene}, {self.manner}", *map(str, numbers), back]
 
     def __str__(self) -> str:
         kinds = Counter(step.kind for step in self.struck)
@@ -118,15 +129,20 @@ def kill_at(nest: Nest, scene: Scene, manner: Manner, step: Step | None) -> Run:
         env = environment(lab, step, manner.term)
         if manner.boot:
             env["WATCHERD_BOOT_ID"] = manner.boot
+        if manner.loses:
+            env |= journal_environment(lab)
         run = nest.run(lab, *manner.options, env=env, machine=manner.machine)
         assert run.struck or run.status == 0, run.log
         try:
             judge.at_the_kill()
-            finish(nest, scene, lab)
+            if manner.loses:
+                lose_power(lab)
+                judge.at_any_moment()
+            seconds = finish(nest, scene, lab)
             judge.in_the_end()
         except AssertionError as e:
             raise AssertionError(f"killed before {step}: {e}\n{evidence(lab)}") from e
-        return run
+        return replace(run, seconds=seconds)
 
 
 def evidence(lab: Lab) -> str:
@@ -136,8 +152,8 @@ def evidence(lab: Lab) -> str:
     return "\n".join([*logs, *(str(path.relative_to(lab.root)) for path in files)])
 
 
-def finish(nest: Nest, scene: Scene, lab: Lab) -> None:
-    """Have another daemon do the rest."""
+def finish(nest: Nest, scene: Scene, lab: Lab) -> float:
+    """Have another daemon do the rest; return how long that took."""
     set_lease(lab, **QUICK)
 
     def done() -> bool:
@@ -147,6 +163,7 @@ def finish(nest: Nest, scene: Scene, lab: Lab) -> None:
         run = nest.run(lab, until_done=done)
     assert run.status == 0, run.log
     assert "Traceback" not in run.log, run.log
+    return run.seconds
 
 
 def sweep(
@@ -186,6 +203,7 @@ def sweep(
                     row.struck.add(step)
                 elif run.struck:
                     row.struck.add(step)
+                    row.back.append(run.seconds)
                     todo |= mine(run)
                 elif tries[step] == TRIES:
                     row.missed.add(step)

@@ -51,6 +51,7 @@ def run(order: dict[str, Any]) -> int:
     os.environ.update(order["env"])
     if "LD_PRELOAD" in os.environ:
         libc.crash_arm()
+        libc.journal_arm()
     try:
         watcherd.main(order["argv"])
     except SystemExit as e:

@@ -12,7 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from judge import COLUMNS
-from matrix import BEATING, NEXT_BOOT, RESTARTED, TAKEN_OVER, Manner, Row, stopped, sweep
+from matrix import (
+    BEATING,
+    NEXT_BOOT,
+    POWER_LOST,
+    RESTARTED,
+    TAKEN_OVER,
+    Manner,
+    Row,
+    stopped,
+    sweep,
+)
 from scenes import SCENES, Scene
 from strike import build_killer, nests
 
@@ -22,7 +32,7 @@ STOPS = range(20, 190, 20)
 
 def manners(scene: Scene) -> Iterator[Manner]:
     """Yield the manners in which a scene is played."""
-    yield from (RESTARTED, NEXT_BOOT, TAKEN_OVER)
+    yield from (RESTARTED, POWER_LOST, NEXT_BOOT, TAKEN_OVER)
     if type(scene) is Scene:
         yield from map(stopped, STOPS)
         yield BEATING
@@ -45,6 +55,7 @@ def main() -> int:
     root.chmod(0o755)
     faults, missed = [], set()
     head = ["scenario", "kills", "requests", *COLUMNS, "other faults"]
+    head += ["time to recover: median, longest"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     try:
         for row in rows(root, sys.argv[1:] or list(SCENES)):

@@ -87,14 +87,19 @@ class Run:
     steps: list[Step]
     struck: bool
     log: str
+    seconds: float = 0.0
+    """From its start until all was done, where that was waited for."""
 
 
-def build_killer(directory: Path) -> Path:
+def build_killer(directory: Path) -> str:
     """Compile what is preloaded."""
-    library = directory / "killer.so"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library)]
-    subprocess.run([*command, str(HERE / "killer.c"), "-ldl"], check=True)
-    return library
+    libraries = []
+    for name in ("killer", "journal"):
+        library = directory / f"{name}.so"
+        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]
+        subprocess.run([*command, str(library), str(HERE / f"{name}.c"), "-ldl"], check=True)
+        libraries.append(str(library))
+    return ":".join(libraries)
 
 
 def environment(lab: Lab, at: Step | None = None, term: int = 0) -> dict[str, str]:
@@ -111,7 +116,7 @@ def environment(lab: Lab, at: Step | None = None, term: int = 0) -> dict[str, st
 class Nest:
     """The process that forks daemons."""
 
-    library: Path
+    library: str
     process: subprocess.Popen[bytes] = field(init=False)
     _unread: bytes = b""
 
@@ -122,7 +127,7 @@ class Nest:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "nest.py")], bufsize=0,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=keep | {"LD_PRELOAD": str(self.library), "PYTHONPATH": path},
+            env=keep | {"LD_PRELOAD": self.library, "PYTHONPATH": path},
         )  # fmt: skip
 
     def close(self) -> None:
@@ -148,12 +153,14 @@ class Nest:
         trace.unlink(missing_ok=True)
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
         pid = int(self._line(RUN_SECONDS))
+        began = seconds = time.monotonic()
         try:
             if until_done:
                 until(
                     lambda: log.exists() and "watching the drop box" in log.read_text(), "a start"
                 )
                 until(until_done, f"the end: {lab.listing()}", DONE_SECONDS)
+                seconds = time.monotonic()
                 os.kill(pid, signal.SIGTERM)
             status = int(self._line(RUN_SECONDS))
         except BaseException:
@@ -164,7 +171,7 @@ class Nest:
         struck = trace.is_file() and KILLED in trace.read_text().splitlines()
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         assert struck == killed, f"wait status {status}"
-        return Run(status, steps, struck, log.read_text())
+        return Run(status, steps, struck, log.read_text(), seconds - began)
 
     def _line(self, seconds: float) -> str:
         assert self.process.stdout
@@ -179,7 +186,7 @@ class Nest:
 
 
 @contextmanager
-def nests(library: Path, number: int) -> Iterator[list[Nest]]:
+def nests(library: str, number: int) -> Iterator[list[Nest]]:
     """Have processes that fork daemons for the length of a block."""
     made = [Nest(library) for _ in range(number)]
     try:

@@ -47,11 +47,11 @@ def changes(log: Path, root: Path) -> Counter[str]:
     return found
 
 
-def test_the_killer_counts_what_strace_counts(scene: Scene, killer: Path, tmp_path: Path) -> None:
+def test_the_killer_counts_what_strace_counts(scene: Scene, killer: str, tmp_path: Path) -> None:
     """So that no call that changes something is left out of the matrix, whoever makes it."""
     (tmp_path / "run").mkdir()
     lab = scene.copy(tmp_path / "run")
-    log, env = tmp_path / "strace", environment(lab) | {"LD_PRELOAD": str(killer)}
+    log, env = tmp_path / "strace", environment(lab) | {"LD_PRELOAD": killer}
     command = ["strace", "-f", "-y", "-s", "0", "-o", str(log)]
     command += [word for name, value in env.items() for word in ("-E", f"{name}={value}")]
     command += [sys.executable, str(ROOT / "watcherd.py"), "--config", str(lab.config), "--once"]
@@ -63,8 +63,8 @@ def test_the_killer_counts_what_strace_counts(scene: Scene, killer: Path, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the library that is preloaded into daemons."""
+def killer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the libraries that are preloaded into daemons."""
     return build_killer(tmp_path_factory.mktemp("killer"))
 
 
@@ -79,7 +79,7 @@ def strikes(nest: Nest, lab: Lab, at: Step) -> int:
 
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_a_request_that_kills_every_daemon_is_given_up_and_the_others_are_staged(
-    scene: Scene, killer: Path, public_dir: Path, attempts: int
+    scene: Scene, killer: str, public_dir: Path, attempts: int
 ) -> None:
     (public_dir / "run").mkdir()
     lab = scene.copy(public_dir / "run")

@@ -2,11 +2,12 @@
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from matrix import RESTARTED, sweep
+from matrix import POWER_LOST, RESTARTED, Manner, sweep
 from scenes import Force, Orders, Retention, Scene
 from strike import Nest, build_killer, nests
 
@@ -16,13 +17,13 @@ IN_EACH = 3
 
 
 @pytest.fixture(scope="module")
-def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the library that is preloaded into daemons."""
+def killer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the libraries that are preloaded into daemons."""
     return build_killer(tmp_path_factory.mktemp("killer"))
 
 
 @pytest.fixture(scope="module")
-def nursery(killer: Path) -> Iterator[list[Nest]]:
+def nursery(killer: str) -> Iterator[list[Nest]]:
     """Return the processes that fork daemons."""
     with nests(killer, IN_EACH) as made:
         yield made
@@ -47,6 +48,7 @@ def prepared(kind: type[Scene], root: Path) -> Scene:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("manner", [RESTARTED, POWER_LOST], ids=str)
 @pytest.mark.parametrize(
     ("kind", "share"),
     [
@@ -56,11 +58,17 @@ def prepared(kind: type[Scene], root: Path) -> Scene:
     ],
 )
 def test_killed_at_any_call_all_is_done_once_and_nothing_is_left(
-    nursery: list[Nest], stages: Path, said: list[object], kind: type[Scene], share: int
+    nursery: list[Nest],
+    stages: Path,
+    counted: Counter[str],
+    kind: type[Scene],
+    share: int,
+    manner: Manner,
 ) -> None:
     scene = prepared(kind, stages / kind.__name__)
-    row = sweep(nursery, scene, RESTARTED, share, SHARES[kind])
-    said.append(row)
+    row = sweep(nursery, scene, manner, share, SHARES[kind])
+    for what in (row.scene, "all scenes"):
+        counted[f"killed before each of its calls, {what}, {manner}"] += len(row.struck)
     assert not row.faults, "\n\n".join(row.faults[:3])
     # What is not met again is a touch or a status file that depends on the time.
     assert len(row.missed) <= len(row.struck) / 10, sorted(map(str, row.missed))

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from lab import Lab, until
+from hand import acting_as, by_hand
+from lab import NOBODY, Lab, until
 from lab.faults import Sickness
+from test_spool import answer_to
+from yard import STRANGER
 
-from stager import durable
+from stager import durable, orders
 from stager.backlog import Backlog
 from stager.dropbox import DropBox
 from stager.errors import StorageError
+from stager.finish import finish
+from stager.layout import Claim
 from stager.sweep import Sweeper
 
 
@@ -135,3 +140,83 @@ def test_a_token_that_could_not_be_given_back_is_freed_later(
     locks.free_left()
     assert not max(locks.tokens("key")).inst
     assert os.listdir(locks.paths.work) == []
+
+
+# -- what others left -----------------------------------------------------------------------------
+
+
+def test_only_what_became_of_our_own_claims_counts_when_they_are_taken_over(lab: Lab) -> None:
+    mine, other = lab.peer(), lab.peer(dead=True)
+    lab.drop("one")
+    claim = mine.spool.take("one.yaml")
+    assert claim is not None
+    mine.spool.uncount(claim, 0)
+    mine.spool.drop(claim)
+    taken = other.spool.take_over(claim)
+    assert taken is not None
+    adopted = mine.spool.take_over(other.spool.start(other.spool.start(taken)))
+    assert adopted is not None
+    assert adopted.a == 2, "else a request that kills every machine is never given up"
+
+
+def test_what_is_published_for_another_is_on_disk_before(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, fsync, rename = lab.peer().spool, os.fsync, os.rename
+    lab.drop("one")
+    claim = spool.take("one.yaml")
+    assert claim is not None
+    spool.write_answers([(claim, answer_to(claim))])
+    rename(spool.paths.active / str(claim), spool.paths.done / str(claim))
+    calls = []
+
+    def noted_fsync(fd: int) -> None:
+        calls.append(("fsync", Path(f"/proc/self/fd/{fd}").resolve().name))
+        fsync(fd)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        calls.append(("rename", target.parent.name))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    assert finish(spool) == 1
+    published = calls.index(("rename", "results"))
+    assert {("fsync", "done"), ("fsync", "active")} <= set(calls[:published])
+
+
+def test_a_folder_that_can_not_be_moved_on_keeps_nobody_waiting(public_dir: Path) -> None:
+    lab = Lab(public_dir, user=NOBODY).init()
+    lab.archive()
+    dead = lab.peer(dead=True)
+    for name in ("folder", "good"):
+        lab.drop(name)
+        assert dead.spool.take(f"{name}.yaml")
+    folder, good = map(Claim.parse, lab.spool("active"))
+    assert folder
+    assert good
+    # As it is after its owner has had second thoughts: chmod.
+    path = lab.root / "spool/active" / str(folder)
+    path.unlink()
+    path.mkdir(0o555)
+    os.chown(path, STRANGER, -1)
+    with acting_as(NOBODY), by_hand(lab) as server:
+        assert [case.claim.id for case in server.dispatcher.intake.orphans()] == [good.id]
+        server.dispatcher.adopt()
+    assert any("folder.yaml" in name for name in lab.spool("active"))
+
+
+def test_orders_wait_for_the_right_to_look_at_them_and_are_obeyed_then(public_dir: Path) -> None:
+    lab = Lab(public_dir, user=NOBODY).init()
+    control = lab.root / "spool/control"
+    with acting_as(NOBODY), by_hand(lab) as server:
+        name = orders.send(server.paths, orders.Order("cancel", ("nobody",)))
+        control.chmod(0o600)
+        assert not server.clerk.obey()
+        assert "Permission denied" in server.clerk.trouble()
+        control.chmod(0o1777)
+        assert server.clerk.obey()
+        answer = orders.read_answer(server.paths, name, NOBODY)
+    assert answer
+    assert answer.outcome == {"nobody": "not found"}
+    assert server.clerk.trouble() == ""

@@ -1,8 +1,14 @@
 """A spool that does not work when the daemon starts, or when it begins anew."""
 
+import threading
+
 import pytest
 from lab import Lab, until
 from lab.faults import Sickness
+
+from stager.config import load_config
+from stager.server import Server
+from stager.watch import Wake
 
 
 @pytest.mark.parametrize(
@@ -50,3 +56,14 @@ def test_a_buried_instance_waits_until_it_can_begin_anew(lab: Lab) -> None:
         assert lab.result("one")["state"] == "staged"
         until(lambda: len(lab.instances()) == 1, "one instance")
     assert daemon.log.count("the spool does not work: ") == 1
+
+
+def test_an_instance_that_is_given_up_leaves_no_thread(lab: Lab) -> None:
+    def running() -> set[str]:
+        return {thread.name for thread in threading.enumerate()} & {"heartbeat", "board", "worker"}
+
+    server = Server(load_config(lab.config, {}), Wake())
+    server.start()
+    assert running() == {"heartbeat", "board"}
+    server.abandon()
+    until(lambda: not running(), "else it would go on writing the status page")
