@@ -24,7 +24,7 @@ def test_two_clients_of_one_server_find_that_nfs_keeps_what_is_needed(version: s
             check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        told = (lab / "a.err").read_text()
+        told = "".join((lab / f"{n}.{kind}").read_text() for n in "ab" for kind in ("err", "json"))
         assert [(lab / f"{n}.code").read_text() for n in "ab"] == ["0\n", "0\n"], told
         a, b = (json.loads((lab / f"{n}.json").read_text()) for n in "ab")
         assert (lab / "left").read_text() == "", "nothing is left"
