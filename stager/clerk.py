@@ -56,7 +56,7 @@ class Clerk:
 
         Each order on its own: none, however odd, keeps the daemon from its work.
         """
-        received, bad, unread = orders.received(self.paths, self._ignored)
+        received, bad, unread = orders.received(self.paths, self._ignored, self.spool.scan)
         for name, error in unread.items():
             self._wait(name, error)
         for name in bad:
@@ -67,7 +67,7 @@ class Clerk:
         self._known = None
         done = [self._alone(item, self._obey_one) for item in received]
         if received or self._leftover:
-            taken = orders.taken(self.paths)
+            taken = orders.taken(self.paths, self.spool.scan)
             for path, inst in taken.items():
                 if inst == self.spool.heart.inst or self.spool.heart.dead(inst):
                     done.append(self._finish_taken(path, inst))
