@@ -2,8 +2,9 @@
 
 The daemon with the lowest name writes them, each by a rename, from a thread of its own; the others
 only see that they are not the lowest. The pace is calm: nothing is written while nothing changes,
-but for a sign of life, and a look that takes long makes the next one come later. Nothing rests on
-these files, so they are not synced; a fault costs only their freshness.
+but for a sign of life, and a look that takes long makes the next one come later. On a network
+filesystem only work in progress hurries it, as each look is many calls. Nothing rests on these
+files, so they are not synced; a fault costs only their freshness.
 """
 
 import json
@@ -44,7 +45,7 @@ class Notice:
         is_told: Callable[[], bool] = lambda: False,
     ) -> None:
         self.paths, self.heart = paths, heart
-        self._is_told = is_told
+        self._is_told, self._is_costly = is_told, durable.is_network(paths.results)
         """Whether a fault is standing that was said, and explains ours."""
         self._failures = 0
         self._news = news
@@ -95,7 +96,7 @@ class Notice:
             self._leads, self._seen = True, ()
             self._history.load(self._published(), self._newborn)
             self._newborn = ""
-        seen = self._look()
+        seen = () if self._is_costly else self._look()
         at_work = bool(os.listdir(self.paths.active))
         since = time.monotonic() - self._written
         if at_work or seen != self._seen or since > SIGN_OF_LIFE_SECONDS:

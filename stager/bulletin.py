@@ -21,7 +21,7 @@ from stager.request import Request
 
 STATUS_SECONDS = 1.0
 OLD_SECONDS = 10.0
-"""So long nothing is written where nothing but the time of the scan has changed."""
+"""So long nothing is written where nothing has changed that others should hear of soon."""
 MOST_IN_STATUS = 200
 
 
@@ -40,9 +40,15 @@ class Bulletin:
     paused: bool = False
     scanned_at: float = field(default_factory=time.monotonic)
     """When the last scan ended well, by our own clock."""
+    _slow: dict[str, int] = field(init=False)
+    """What nobody waits to hear of; on a network filesystem that goes for the counts, too."""
     _next: float = 0.0
     _told: dict[str, str] | None = None
     _content: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = ("answered", "fetched_bytes") if durable.is_network(self.paths.instances) else ()
+        self._slow = dict.fromkeys(("scanned", *counts), 0)
 
     def publish(self) -> None:
         """Write it, once a second; a fault is told at once, and so is its end."""
@@ -50,7 +56,7 @@ class Bulletin:
         if now < self._next and fault == self._told:
             return
         target, view = self._path, self.view()
-        content = view | {"scanned": 0}
+        content = view | self._slow
         if content == self._content and now < self._next + OLD_SECONDS:
             return
         tmp = self.paths.tmp / f"{self.heart.inst}.{durable.nonce()}"

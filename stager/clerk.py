@@ -45,7 +45,9 @@ class Clerk:
 
         Each order on its own: none, however odd, keeps the daemon from its work.
         """
-        received, bad, unread = orders.received(self.paths, self._ignored, self.must_wait)
+        received, bad, unread = orders.received(
+            self.paths, self._ignored, self.must_wait, self.spool.scan
+        )
         for name, error in unread.items():
             # What somebody holds a lease on, say, is no fault of the machine.
             self._wait(name, error, durable.PASSING - {errno.EAGAIN})
@@ -57,7 +59,7 @@ class Clerk:
         self._cancelling.look_anew({item.file for item in received})
         done = [self._alone(item, self._obey_one) for item in received]
         if received or self._leftover:
-            taken = orders.taken(self.paths)
+            taken = orders.taken(self.paths, self.spool.scan)
             for path, inst in taken.items():
                 if inst == self.spool.heart.inst or self.spool.heart.dead(inst):
                     done.append(self._finish_taken(path, inst))

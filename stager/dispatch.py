@@ -45,14 +45,17 @@ class Dispatcher:
         self.pool = ThreadPoolExecutor(self.tools.config.workers, "worker")
         self.outcomes = Outcomes(self.backlog, self.intake.tally, self.tools.heart)
 
-    def turn(self, *, claim: bool = True) -> None:
-        """Do everything that can be done now; raises MachineFault where the spool fails."""
+    def turn(self, *, claim: bool = True, look: bool = True) -> None:
+        """Do everything that can be done now; raises MachineFault where the spool fails.
+
+        Without a `look`, what others put into waiting/ is left for later, unless something waits.
+        """
         with durable.storage():
             self.collect()
             for case in self.cases():
                 if time.monotonic() >= case.progress.deadline:
                     case.interrupt()
-            self._list_waiting()
+            self._list_waiting(look=look)
             room = self._room() if claim else 0
             self.takes_in = room > 0
             if self.takes_in:
@@ -122,12 +125,14 @@ class Dispatcher:
 
     # -- what waits ----------------------------------------------------------------------------
 
-    def _list_waiting(self) -> None:
+    def _list_waiting(self, *, look: bool) -> None:
         """Look at what waits; answer what needs no work for its answer."""
         now = self.tools.heart.server_now()
         self.backlog.looked_at = now
         self.backlog.patience = self.tools.config.wait_for_archive
-        self.backlog.update(self.tools.spool.waiting(), self.intake.peek)
+        spool = self.tools.spool
+        listed = spool.waiting(spool.scan) if look or self.backlog.entries else []
+        self.backlog.update(listed, self.intake.peek)
         for entry in list(self.backlog.entries.values()):
             if error := self._final_error(entry, now):
                 del self.backlog.entries[entry.waiting.id]

@@ -53,7 +53,7 @@ class DropBox:
         self, directory: Path, settle: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.directory, self.settle, self._clock = directory, settle, clock
-        self._touch = durable.is_nfs(directory)
+        self._is_nfs, self._scans = durable.is_nfs(directory), durable.Scans(directory)
         self._files: dict[str, _File] = {}
         self._skipped: dict[str, _Skipped] = {}
         self._said: set[str] = set()
@@ -77,7 +77,7 @@ class DropBox:
         if limit and self._ready and now - self._listed < RELIST_SECONDS:
             return self._rest(limit, now)
         self._listed = now
-        listed = durable.listing(self.directory, touch=self._touch)
+        listed = self._list()
         names = [name for name in listed if is_request_name(name)]
         self.others, self.seen, self.left = len(listed) - len(names), names, len(names)
         self._forget(set(names), now)
@@ -96,6 +96,11 @@ class DropBox:
         ordered = [name for _, _, name in sorted(turns)]
         self._ready = deque(ordered[limit:])
         return ordered[:limit]
+
+    def _list(self) -> list[str]:
+        if self._is_nfs:
+            return self._scans.scan(self.directory)
+        return durable.listing(self.directory, touch=False)
 
     def _judge_unseen(self) -> None:
         """Leave alone what can't be looked at; where nothing can, it is the filesystem."""

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -44,6 +44,9 @@ NETWORK_FILESYSTEMS = frozenset(
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 STALE_PAUSES = (0.0, 0.01, 0.1)
 """Seconds between looks at a name whose cached file is gone from the server."""
+SELDOM_SECONDS = 15.0
+"""From touch to touch of a directory that is scanned on NFSv4."""
+Look = Callable[[Path], list[str]]
 PASSING = _FULL | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EROFS}
 """Errors that go away by themselves, or when somebody mends the filesystem or makes room."""
 
@@ -86,6 +89,27 @@ def listing(directory: Path, *, touch: bool = True) -> list[str]:
         return os.listdir(directory)
 
 
+class Scans:
+    """Listings that are hints: what follows from them is decided by a rename.
+
+    NFSv4's servers count the changes of a directory, so that one opened anew shows them all without
+    a touch. Where the disk's filesystem can't count they are as NFSv3: for those, one now and then.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._pause = SELDOM_SECONDS if filesystem_kind(place) == "nfs4" else 0.0
+        self._touched: dict[Path, float] = {}
+
+    def scan(self, directory: Path) -> list[str]:
+        """List a directory anew."""
+        now = time.monotonic()
+        touch = now - self._touched.get(directory, float("-inf")) >= self._pause
+        names = listing(directory, touch=touch)
+        if touch:
+            self._touched[directory] = now
+        return names
+
+
 def set_time(path: Path) -> None:
     """Set the time of a file or directory to the file server's now."""
     with _at(path):
@@ -97,6 +121,14 @@ def write_new(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) 
 
     Nothing stays behind where that fails.
     """
+    with _made(path, data, mode) as fd:
+        if sync:
+            os.fsync(fd)
+
+
+@contextmanager
+def _made(path: Path, data: bytes, mode: int) -> Iterator[int]:
+    """Have a file created and written, and closed at the end of a block; gone where that fails."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
@@ -107,8 +139,7 @@ def write_new(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) 
                 view = memoryview(data)
                 while view:
                     view = view[os.write(fd, view) :]
-                if sync:
-                    os.fsync(fd)
+                yield fd
         finally:
             os.close(fd)
     except OSError:
@@ -145,21 +176,9 @@ def write_all_new(files: Iterable[tuple[Path, bytes]]) -> None:
 
     The first sync then takes most of the others' work with it.
     """
-    written: list[Path] = []
-    with ExitStack() as opened:
-        try:
-            fds = []
-            for path, data in files:
-                write_new(path, data, sync=False)
-                written.append(path)
-                fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                opened.callback(os.close, fds[-1])
-            for fd in fds:
-                os.fsync(fd)
-        except OSError:
-            for path in written:
-                discard(path)
-            raise
+    with ExitStack() as made:
+        for fd in [made.enter_context(_made(path, data, 0o644)) for path, data in files]:
+            os.fsync(fd)
 
 
 def discard(path: Path) -> None:
@@ -296,6 +315,20 @@ def _read(path: Path, limit: int) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     with os.fdopen(fd, "rb") as f, _at(path):
         return f.read(limit)
+
+
+def remove_known(path: Path, files: Iterable[Path]) -> bool:
+    """Remove a directory of our own making that holds just these files; False as `remove_tree`.
+
+    It is not listed, which would be several calls on NFS.
+    """
+    try:
+        for file in files:
+            os.unlink(file)
+        os.rmdir(path)
+    except OSError:
+        return remove_tree(path)
+    return True
 
 
 def filesystem_kind(path: Path) -> str:

@@ -12,7 +12,7 @@ from stager.spool import Spool
 
 def finish(spool: Spool) -> int:
     """Publish what is committed and still private; return how many answers that were."""
-    pending = {str(c): c for c in map(Claim.parse, durable.listing(spool.paths.private)) if c}
+    pending = {str(c): c for c in map(Claim.parse, spool.scan(spool.paths.private)) if c}
     if pending:
         for name in durable.listing(spool.paths.active):
             pending.pop(name, None)

@@ -166,6 +166,11 @@ class Heart:
                 {self.inst, *(i for i, s in self._seen.items() if not self._judge(s))},
             )
 
+    def fallen(self) -> list[str]:
+        """Return the names of all instances that are listed and may be taken over from."""
+        with self._lock:
+            return [i for i, s in self._seen.items() if i != self.inst and self._judge(s)]
+
     def cloned(self) -> set[str]:
         """Return the instances of other machines that have this machine's id."""
         with self._lock:

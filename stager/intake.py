@@ -80,7 +80,7 @@ class Intake:
         """Take up the claims of the dead, and ours that no worker holds."""
         spool = self.tools.spool
         fault: Exception | None = None
-        for orphan in spool.orphans(spool.active()):
+        for orphan in spool.orphans(spool.active(spool.scan)):
             claim = None
             try:
                 claim = spool.take_over(orphan)

@@ -26,7 +26,7 @@ def is_done(server: Server) -> bool:
 
 def _nothing_is_left(server: Server) -> bool:
     spool, dropbox = server.spool, server.dropbox
-    if server.dispatcher.backlog.entries or dropbox.settling()[0]:
+    if spool.waiting() or dropbox.settling()[0]:
         return False
     others = spool.active()
     if any(c.inst == server.heart.inst or not server.heart.proven(c.inst) for c in others):

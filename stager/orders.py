@@ -92,7 +92,10 @@ def read_answer(paths: Paths, name: str, uid: int) -> Answer | None:
 
 
 def received(
-    paths: Paths, without: set[str], later: Container[str] = ()
+    paths: Paths,
+    without: set[str],
+    later: Container[str] = (),
+    look: durable.Look | None = None,
 ) -> tuple[list[Received], list[str], dict[str, OSError | StorageError]]:
     """Return the orders in control/ (some, if they are many), and the names of what is none.
 
@@ -101,7 +104,8 @@ def received(
     good: list[Received] = []
     bad: list[str] = []
     unread: dict[str, OSError | StorageError] = {}
-    names = [n for n in durable.listing(paths.control) if n.endswith(".order") and n[0] != "."]
+    listed = (look or durable.listing)(paths.control)
+    names = [n for n in listed if n.endswith(".order") and n[0] != "."]
     names = sorted((n for n in names if n not in without), key=lambda name: name in later)
     for name in itertools.islice(names, AT_ONCE):
         if not _NAME.fullmatch(name):
@@ -163,9 +167,9 @@ def take(paths: Paths, inst: str, item: Received) -> Path | None:
     return mine if durable.move(paths.control / item.file, mine) else None
 
 
-def taken(paths: Paths) -> dict[Path, str]:
+def taken(paths: Paths, look: durable.Look | None = None) -> dict[Path, str]:
     """Return the orders taken and not answered yet, in the order they came, with their takers."""
-    found = (_TAKEN.fullmatch(name) for name in durable.listing(paths.tmp))
+    found = (_TAKEN.fullmatch(name) for name in (look or durable.listing)(paths.tmp))
     takers = {paths.tmp / m[0]: m["inst"] for m in found if m}
     return dict(sorted(takers.items(), key=lambda taken: _written_ns(taken[0])))
 
@@ -265,7 +269,7 @@ def called(order: Order, entry: Claim | Waiting) -> str:
     return matches(order.names, entry)
 
 
-def paused(paths: Paths, hosts: set[str]) -> bool:
+def paused(paths: Paths, hosts: set[str], look: durable.Look | None = None) -> bool:
     """Whether everybody, or one of `hosts`, is told not to claim."""
-    listed = set(durable.listing(paths.spool))
+    listed = set((look or durable.listing)(paths.spool))
     return "paused" in listed or any(f"paused.{host}" in listed for host in hosts)

@@ -45,10 +45,13 @@ class Rounds:
         self.keeper.turn(visit, hurry=hold is not None and isinstance(hold.error, NoSpace))
 
     def _bury(self, visit: Visit) -> None:
-        heart, busy = visit.heart, {claim.inst for claim in visit.spool.active()}
+        heart = visit.heart
         for inst in heart.cloned() - self._cloned:
             self._cloned.add(inst)
             log.warning("two machines have one machine id: give each its own", instance=inst)
+        if not heart.fallen():
+            return
+        busy = {claim.inst for claim in visit.spool.active()}
         for inst in heart.bury(busy):
             log.info("an instance is gone", instance=inst)
             self._dead.add(inst)

@@ -82,6 +82,7 @@ class Server:
         self.sign = Sign("the daemon's loop")
         self.pulse = Pulse(self.heart, self._is_our_spool, self._hear_pulse)
         self._next_rescan = self._next_orders = 0.0
+        self._marks: list[tuple[int, int, int]] = []
 
     @property
     def tally(self) -> Tally:
@@ -116,13 +117,15 @@ class Server:
         self.sign.step()
         try:
             now = time.monotonic()
-            if now >= self._next_rescan or self.trouble.fault:
+            is_scan = now >= self._next_rescan or bool(self.trouble.fault)
+            if is_scan:
                 self._next_rescan = now + self.watch.jittered_rescan()
                 self._rescan()
             with durable.storage():
-                if self._may_have_orders(now) and self.clerk.obey():
+                if self._may_have_orders(now, is_scan) and self.clerk.obey():
                     self._look_for_pause()
-                self.dispatcher.turn(claim=not self.bulletin.paused)
+                look = is_scan or self.watch.mode == "inotify"
+                self.dispatcher.turn(claim=not self.bulletin.paused, look=look)
                 self.spool.touch_published()
                 self.bulletin.publish()
             if trouble := self.pulse.trouble or self.dispatcher.unread() or self.clerk.trouble():
@@ -258,7 +261,7 @@ class Server:
 
     def _rescan(self) -> None:
         """Look at what no event tells: the directories, the dead, unfinished answers, leftovers."""
-        site.check(self.config)
+        self._check_site()
         with durable.storage(), self.tally.scanning():
             self.watch.arm()
             self.bulletin.mode = self.watch.mode
@@ -270,20 +273,29 @@ class Server:
             self.observer.look()
         self.bulletin.scanned_at = time.monotonic()
 
+    def _check_site(self) -> None:
+        """See that it is our set, reading only what is not as it was when it was read last."""
+        seen = site.marks(self.paths)
+        if not seen or seen != self._marks:
+            site.check(self.config)
+        self._marks = seen
+
     def _visit(self) -> Visit:
         marker = self.dispatcher.tools.marker
         return Visit(self.config, self.heart, self.spool, self.locks, marker)
 
     def _look_for_pause(self) -> None:
         hosts = {self.heart.identity.host, self.heart.identity.host.split(".")[0]}
-        paused = orders.paused(self.paths, hosts)
+        paused = orders.paused(self.paths, hosts, self.spool.scan)
         if paused != self.bulletin.paused:
             log.info("paused" if paused else "resumed")
         self.bulletin.paused = paused
 
-    def _may_have_orders(self, now: float) -> bool:
+    def _may_have_orders(self, now: float, is_scan: bool) -> bool:
         """Whether to look for orders in this turn: where no event tells, each look is a listing."""
-        if self.watch.mode != "inotify" and now < self._next_orders:
+        # Between scans only for those who want to cancel what is worked on.
+        soon = self.watch.mode == "inotify" or (self.dispatcher.running and now > self._next_orders)
+        if not (soon or is_scan):
             return False
         self._next_orders = now + ORDERS_SECONDS
         return True

@@ -153,6 +153,15 @@ def check(config: Config, *, as_root: bool = False) -> Layout:
     return first
 
 
+def marks(paths: Paths) -> list[tuple[int, int, int]]:
+    """Return which files the LAYOUTs are and when they changed; nothing where one is missing."""
+    try:
+        infos = [os.stat(mark) for mark in paths.marks]
+    except OSError:
+        return []
+    return [(info.st_dev, info.st_ino, info.st_ctime_ns) for info in infos]
+
+
 def check_links(paths: Paths) -> None:
     """See that what must be one filesystem is one, on one mount, and that it has hard links."""
     _probe(paths.tmp, paths.results, "spool and results")

@@ -49,6 +49,7 @@ class Spool:
     def __init__(self, paths: Paths, heart: Heart) -> None:
         self.paths, self.heart = paths, heart
         self.nfs = durable.is_nfs(paths.active)
+        self.scan = durable.Scans(paths.active).scan
         self._held: set[str] = set()
         self._lock = threading.Lock()
         self._published: dict[Path, float] = {}
@@ -269,7 +270,7 @@ class Spool:
             private = self.paths.private / str(claim)
             if not (durable.link(file, private) or durable.move(file, private)):
                 raise StorageError("an answer that was just written is gone")
-        if not durable.remove_tree(desk):
+        if not durable.remove_known(desk, new):
             raise StorageError("a directory that an answer was written in can't be removed")
         self._sync(self.paths.private)
 
@@ -317,16 +318,17 @@ class Spool:
 
     # -- looking -------------------------------------------------------------------------------
 
-    def waiting(self) -> list[Waiting]:
+    def waiting(self, look: durable.Look | None = None) -> list[Waiting]:
         """Return all waiting requests, from a fresh listing."""
         old, self._parsed = self._parsed, {}
-        for name in durable.listing(self.paths.waiting):
+        for name in (look or durable.listing)(self.paths.waiting):
             self._parsed[name] = old[name] if name in old else Waiting.parse(name)
         return [waiting for waiting in self._parsed.values() if waiting]
 
-    def active(self) -> list[Claim]:
+    def active(self, look: durable.Look | None = None) -> list[Claim]:
         """Return all claims, from a fresh listing."""
-        return [c for c in map(Claim.parse, durable.listing(self.paths.active)) if c]
+        names = (look or durable.listing)(self.paths.active)
+        return [c for c in map(Claim.parse, names) if c]
 
     def orphans(self, claims: list[Claim]) -> list[Claim]:
         """Return the claims nobody works on: ours that no worker holds, and those of the dead."""

@@ -214,7 +214,7 @@ def _instances(
     first = _counters(paths)
     moved: set[str] = set(living)
     end = time.monotonic() + alive_within
-    here = {inst for inst, count in first.items() if _runs_here(paths, inst, count)}
+    here = {inst for inst, count in first.items() if not living and _runs_here(paths, inst, count)}
     while first and not (here | moved) and time.monotonic() < end:
         time.sleep(0.1)
         moved = {inst for inst, count in _counters(paths).items() if first.get(inst) != count}
@@ -238,7 +238,7 @@ def _instances(
         told.progress |= data.get("active", {})
         if data.get("fault") and entry.alive:
             snapshot.faults.append(FaultPart(host=entry.host, **data["fault"]))
-    if here:
+    if here or living:
         _read_only(paths, snapshot)
 
 

@@ -44,6 +44,8 @@ class Fleet:
     hosts: tuple[str, ...] = ("a", "b")
     ids: dict[str, str] = field(default_factory=dict)
     """Machine ids that are not the machine's own."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What differs from these tests' configuration."""
     asks: list[Ask] = field(default_factory=list)
     pids: dict[str, int] = field(default_factory=dict)
     watchers: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class Fleet:
             **{name: f"{there}/{name}" for name in ("spool", "static", "results")},
             "archive": {"source": "directory", "directory": str(self.machines.home / "archive")},
             "settle": "0.5s", "min_free": "0", "heartbeat": HEARTBEAT, "lease": LEASE,
+            **self.settings,
         }  # fmt: skip
 
     def config(self, host: str) -> str:
@@ -237,9 +240,10 @@ class Fleet:
 
 @contextmanager
 def fleet(machines: Machines, name: str, hosts: tuple[str, ...] = ("a", "b"),
-          ids: dict[str, str] | None = None) -> Iterator[Fleet]:  # fmt: skip
+          ids: dict[str, str] | None = None,
+          settings: dict[str, Any] | None = None) -> Iterator[Fleet]:  # fmt: skip
     """Have a spool for the length of a block; its daemons are killed where it fails."""
-    made = Fleet(machines, name, hosts, ids or {})
+    made = Fleet(machines, name, hosts, ids or {}, settings or {})
     made.make()
     try:
         yield made

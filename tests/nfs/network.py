@@ -41,12 +41,14 @@ class Machines(Protocol):
 class OneKernel:
     """All machines in one guest, told apart by network namespaces."""
 
-    def __init__(self, lab: Path, version: str, clients: tuple[str, ...] = CLIENTS) -> None:
+    def __init__(
+        self, lab: Path, version: str, clients: tuple[str, ...] = CLIENTS, lease: int = 10
+    ) -> None:
         self.home = self.lab = lab
         self.version = version
         mounts = "".join(f"nfs_client {n}; nfs_mount {n} /mnt/{n} {version}\n" for n in clients)
-        setup = f"{WARM_UP}nfs_server\n{mounts}"
-        self.guest = Guest(lab, setup, disk_mb=DISK_MB, memory_mb=1024)
+        setup = f"LEASE={lease}\n{WARM_UP}nfs_server\n{mounts}"
+        self.guest = Guest(lab, setup, disk_mb=DISK_MB, memory_mb=1024, life_seconds=1800)
 
     def run(self, name: str, script: str, seconds: float = 60.0) -> str:
         if name != "srv":
@@ -98,9 +100,9 @@ class Cluster:
 
 
 @contextmanager
-def one_kernel(lab: Path, version: str) -> Iterator[OneKernel]:
-    """Have all machines in one guest for the length of a block."""
-    machines = OneKernel(lab, version)
+def one_kernel(lab: Path, version: str, lease: int = 10) -> Iterator[OneKernel]:
+    """Have all machines in one guest for the length of a block; `lease`: of NFSv4's server."""
+    machines = OneKernel(lab, version, lease=lease)
     with closing([machines.guest]):
         machines.guest.boot()
         machines.guest.await_up()

@@ -239,6 +239,7 @@ def same_id(machines: Machines, count: int = 200) -> Verdict:
 def clocks(machines: Cluster, count: int = 200) -> Verdict:
     """One machine's clock is an hour ahead, then jumps back and forth."""
     with fleet(machines, "clocks") as run:
+        run.run("b", "touch /run/jumping")
         run.run("b", 'date -s "+1 hour"')
         run.start("a")
         run.start("b")

@@ -1,6 +1,6 @@
 """`make soak-nfs`: every scenario on real NFS, again and again; prints a table.
 
-usage: soak.py [--times N] [--versions 4.2,3] [--lab one|each] [--only REGEX] or --rows FILE.
+usage: soak.py [--times N] [--versions 4.2,3] [--lab one|each|calm] [--only REGEX] or --rows FILE.
 NFS_RESULTS in the environment names a file that every run is added to, a line of JSON (the tests
 add theirs, too); --rows prints the table of such a file. --keep DIR keeps the daemons' logs.
 """
@@ -38,8 +38,8 @@ ONE_KERNEL: dict[str, Scenario] = {
     "daemon killed, machine unplugged": scenarios.killed,
     "server stops and starts": scenarios.server_stops,
     "one machine id": scenarios.same_id,
-    "cost of coordination": cost.measure,
 }
+CALM: dict[str, Scenario] = {"cost of coordination": cost.measure}
 CLUSTER: dict[str, Scenario] = {
     "two machines (a kernel each)": scenarios.plain,
     "a clock an hour off, and jumping": scenarios.clocks,
@@ -115,7 +115,8 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--versions", default="4.2,3")
     parser.add_argument("--only", default="", help="a regular expression")
-    parser.add_argument("--lab", choices=("one", "each"), help="one kernel for all, or for each")
+    parser.add_argument("--lab", choices=("one", "each", "calm"),
+                        help="one kernel for all, or for each, or NFSv4's usual lease")  # fmt: skip
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--keep", type=Path)
     chosen = parser.parse_args()
@@ -128,6 +129,7 @@ def main() -> int:
         labs: dict[str, tuple[Make, dict[str, Scenario]]] = {
             "one": (one_kernel, ONE_KERNEL),
             "each": (cluster, CLUSTER),
+            "calm": (partial(one_kernel, lease=90), CALM),
         }
         for make, kinds in [labs[chosen.lab]] if chosen.lab else labs.values():
             wanted = {name: s for name, s in kinds.items() if re.search(chosen.only, name)}
