@@ -49,7 +49,8 @@ class Answers:
         """Build key and image: when an answer was last given from it."""
         self.keep_seconds = 0.0
         """How long after its use an image must not be removed; 0: never."""
-        self.lost_answers = 0
+        self.published: dict[str, list[str]] = {}
+        """Name of an answer: the ids of the requests it was published for."""
         self._claims: dict[str, Asked] = {}
         self._ids: dict[str, Asked] = {}
 
@@ -114,10 +115,11 @@ class Answers:
         if claim is None or not result.fits(data, claim):
             self.accuse(f"I2: {name} does not fit its claim")
         asked.answers.append(line)
+        self.published.setdefault(name, []).append(claim.request_id if claim else "")
         if len(asked.answers) > 1:
             self.accuse(f"I2: request {asked.number} was answered twice: {asked.answers}")
         if answer.request_sha256 is None and answer.error and answer.error.code == "internal":
-            self.lost_answers += 1
+            self.accuse(f"I2: the answer to request {asked.number} was lost")
         elif answer.request_sha256 != asked.sha:
             self.accuse(f"request {asked.number} was answered for other bytes")
         room = "done" if answer.state.value.endswith("staged") else "failed"
@@ -125,6 +127,11 @@ class Answers:
             self.accuse(f"request {asked.number}: answer {answer.state}, not in {room}/")
         if room == "done":
             self._promised(asked, answer)
+
+    def read(self, name: str, request_id: str) -> None:
+        """Judge what somebody who waits has read."""
+        if request_id not in self.published.get(name, []):
+            self.accuse(f"I2: {name} was read as the answer to {request_id}")
 
     def _promised(self, asked: Asked, answer: result.Result) -> None:
         """See that what an answer names is there."""

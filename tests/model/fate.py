@@ -1,54 +1,29 @@
 """What happens to machines and files: power cuts, pauses, people."""
 
-import hashlib
-import itertools
 import os
-from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from model.answers import Asked
 from model.daemons import Instance
-from model.fileserver import Change, Disk
-from model.network import Network
+from model.fileserver import Change
 from model.nfsclient import Client
-from model.plan import BUILDS, FILES, LEASE, NAMES, Plan, archive_bytes, configuration
-from model.turns import Scheduler, current
-from model.witness import Witness
-from stager.layout import Build
-
-TRACED = 250
+from model.people import People
+from model.plan import LEASE, Plan
+from model.turns import current
 
 
-class Fate:
+class Fate(People):
     """A world, and what is done to it."""
 
     def __init__(self, seed: int, root: Path, shape: Callable[[Plan], None]) -> None:
-        self.seed, self.world = seed, Scheduler(seed)
-        self.root = str(root)
-        self.plan = Plan.draw(self.world)
-        shape(self.plan)
-        self.trace: deque[tuple[Any, ...]] = deque(maxlen=TRACED)
-        self.disk = Disk(self.root, lambda: self.world.now, self.plan.tick)
-        self.network = Network(self.world, self.disk, self.plan.odds, trace=self.note)
-        self.witness = Witness(self.root, FILES, lambda: self.world.now)
+        super().__init__(seed, root, shape)
         self.disk.watch = self._see
-        self.witness.lives = self._fit
-        self.instances: list[Instance] = []
-        self._numbers = itertools.count(1)
+        self.witness.lives, self.witness.sound = self._fit, self._sound
+        self.witness.clones = self.plan.clones
         self._overtaken: set[Instance] = set()
         self.chaotic = True
         self._later: list[tuple[float, Callable[[], None]]] = []
-        self._versions: Counter[str] = Counter()
-        self.config = configuration(self.root, retention=self.plan.retention)
-        self.witness.lease = LEASE
-        self.witness.keep_seconds = 200.0 if self.plan.retention else 0.0
-
-    def note(self, *what: Any) -> None:
-        """Remember a call for the trace."""
-        self.trace.append((self.world.now, *what))
 
     def _at(self, seconds: float, call: Callable[[], None]) -> None:
         self._later.append((self.world.now + seconds, call))
@@ -65,7 +40,7 @@ class Fate:
             if taken and ("/locks/" in change.source or self.world.rng.random() < 0.3):
                 self._overtaken.discard(instance)
                 wait = self.world.rng.choice((0.0, 0.02, 0.1, 0.3, 1.0, 5.0))
-                self._at(wait, partial(self.world.resume, instance))
+                self._at(wait, partial(self._resume, instance))
 
     def _spring(self, change: Change) -> None:
         """Strike where it hurts: just after a step that others see."""
@@ -94,6 +69,17 @@ class Fate:
     def _fit(self, inst: str) -> bool:
         return any(inst in i.insts and not i.stopping for i in self.instances)
 
+    def _sound(self, inst: str) -> bool:
+        """Whether nothing has kept an instance from its heartbeat for longer than a lease."""
+        now = self.world.now
+        ailed = max((until for _, until in self.witness.outages), default=0.0)
+        return any(
+            inst in i.insts
+            and not (i.stopping or i.paused)
+            and now - max(ailed, i.ailing_until, i.client.cut_until) > 1.5 * LEASE
+            for i in self.instances
+        )
+
     def _lives(self, boot: str, pid: int) -> bool:
         return any(i.boot == boot and i.pid == pid and not i.dead for i in self.instances)
 
@@ -102,55 +88,15 @@ class Fate:
             client.cut_until = max(client.cut_until, self.witness.outages[-1][1])
         number = next(self._numbers)
         instance = Instance(
-            self.world, self.config, self._ended, client, boot or f"boot{number}", number
-        )
+            self.world, self.config, self._ended, client, boot or f"boot{number}", number,
+            "of a clone" if self.plan.clones else "",
+        )  # fmt: skip
         self.instances.append(instance)
         self.world.spawn(instance, "loop", instance.serve)
-
-    def _running(self) -> list[Instance]:
-        return [i for i in self.instances if not i.dead]
 
     def _victim(self) -> Instance | None:
         running = [i for i in self._running() if not i.paused]
         return self.world.rng.choice(running) if running else None
-
-    def _count(self, what: str, who: str) -> None:
-        self.network.count(what)
-        self.note("fate", what, who)
-
-    def _do_drop(self, name: str = "", build: Build | None = None) -> None:
-        witness, rng = self.witness, self.world.rng
-        number = len(witness.asked) + 1
-        if number > self.plan.drops and build is None:
-            return
-        build = build or rng.choice(BUILDS[: self.plan.builds])
-        name = name or rng.choice(NAMES)
-        images = rng.choice((["test"], ["test", "base"], ["base"]))
-        force = self.plan.force and rng.random() < 0.4
-        text = f"build: {build.url}\nimages: [{', '.join(images)}]\nnote: number {number}\n"
-        if force:
-            text += "force: true\n"
-        if rng.random() < 0.1:
-            text += "fore: true\n"
-        new = Path(f"{self.root}/home/{number}")
-        new.parent.mkdir(exist_ok=True)
-        new.write_text(text)
-        new.chmod(0o644)
-        inode = new.stat().st_ino
-        self.disk.touch(inode)
-        witness.asked[inode] = Asked(number, name, text.encode(), build, images, force)
-        self.disk.rename("user", str(new), f"{self.root}/spool/requests/{name}")
-        self._count("requests dropped", f"{number} {name} inode {inode}")
-        for instance in self._running():
-            if rng.random() < 0.5:
-                instance.wake.set()
-
-    def _do_withdraw(self) -> None:
-        names = sorted(os.listdir(f"{self.root}/spool/requests"))
-        if names:
-            name = self.world.rng.choice(names)
-            self._count("requests withdrawn", name)
-            self.disk.unlink("user", f"{self.root}/spool/requests/{name}")
 
     def _end(self, instance: Instance) -> None:
         self._overtaken.discard(instance)
@@ -175,7 +121,7 @@ class Fate:
         if instance and not instance.dead:
             self._count("power cuts", instance.name)
             self._end(instance)
-            instance.client.shut()
+            instance.client.lose_power()
             wait = self.world.rng.choice((2.0, 20.0, 60.0))
             self._at(wait, lambda: self._boot(Client(self.network, instance.client.name)))
 
@@ -204,10 +150,15 @@ class Fate:
         def go_on() -> None:
             self._overtaken.discard(instance)
             self.note("fate", "goes on", instance.name)
-            if not instance.dead:
-                self.world.resume(instance)
+            self._resume(instance)
 
         self._at(seconds, go_on)
+
+    def _resume(self, instance: Instance) -> None:
+        """Let a paused machine go on."""
+        if not instance.dead:
+            instance.ailing_until = max(instance.ailing_until, self.world.now)
+            self.world.resume(instance)
 
     def _do_stall(self, name: str = "") -> None:
         instance, rng = self._victim(), self.world.rng
@@ -216,6 +167,7 @@ class Fate:
             task = rng.choice(tasks)
             self._count("stalled threads", f"{instance.name} {task.name}")
             task.stalled_until = self.world.now + rng.choice((1.0, 10.0, 45.0))
+            instance.ailing_until = max(instance.ailing_until, task.stalled_until)
 
     def _do_stall_heart(self) -> None:
         self._do_stall("heartbeat")
@@ -239,24 +191,3 @@ class Fate:
         if instance := self._victim():
             self._count("clock jumps", instance.name)
             instance.wall_offset += self.world.rng.choice((-3600.0, 3600.0))
-
-    def _do_archive(self) -> None:
-        if self.plan.force:
-            build = self.world.rng.choice(BUILDS)
-            self._count("archives replaced", build.short_build)
-            self._archive(build)
-
-    def _archive(self, build: Build) -> None:
-        """Put an archive in place: the first, or a newer one with another test image."""
-        path = Path(f"{self.root}.archive") / build.bucket / build.object_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        version = self._versions[build.key]
-        self._versions[build.key] += 1
-        data, images = archive_bytes(version, BUILDS.index(build))
-        new = path.with_suffix(".new")
-        new.write_bytes(data)
-        os.utime(new, ns=(10**18 + version, 10**18 + version))
-        new.rename(path)
-        for image, file in FILES.items():
-            known = self.witness.known.setdefault((build.key, image), set())
-            known.add(hashlib.sha256(images[file]).hexdigest())

@@ -15,6 +15,8 @@ from stager.layout import Build
 LEASE, HEARTBEAT, RESCAN = 30.0, 4.0, 5.0
 BUCKET = "chromeos-image-archive"
 FILES = {"test": "chromiumos_test_image.bin", "base": "chromiumos_base_image.bin"}
+ABSENT = {"recovery": "recovery_image.bin"}
+"""What may be asked for, and no archive holds."""
 BUILDS = (Build(BUCKET, "x86-alex-release", "R23-1"), Build(BUCKET, "lumpy-release", "R24-2"))
 NAMES = ("nightly.yaml", "a.yaml", "a.json", "b.yaml", "c.yaml", "d.yaml")
 
@@ -41,6 +43,12 @@ class Plan:
     """How likely a NAME is used again just when its file is taken."""
     builds: int
     """How many builds are asked for."""
+    absent: float
+    """How likely a request asks for what the archive does not hold."""
+    clones: bool
+    """Whether all machines have one machine id."""
+    foreign: bool
+    """Whether a build's directory holds a file of somebody else's, and the flag a line."""
     watched: float
     """For how long, at most, retention stands still where somebody uses what it removes."""
     events: dict[str, float]
@@ -55,6 +63,7 @@ class Plan:
         def some(most: float) -> float:
             return rng.choice((0.0, most / 4, most, most * 2))
 
+        clones = rng.random() < 0.15
         return cls(
             machines=rng.choice((2, 2, 3)),
             chaos_seconds=600.0 if retention else rng.choice((60.0, 120.0)),
@@ -62,7 +71,8 @@ class Plan:
             odds=Odds(
                 again=some(0.02), duplicate=some(0.03), lost=some(0.01), lost_late=some(0.005),
                 refused=some(0.003), stale_listing=rng.choice((0.0, 0.5, 1.0)),
-                split_listing=some(0.15), stale_name=rng.choice((0.0, 0.3, 0.8)), slow=some(0.01),
+                split_listing=0.0 if clones else some(0.15),
+                stale_name=rng.choice((0.0, 0.3, 0.8)), slow=some(0.01),
             ),
             retention=retention,
             force=rng.random() < 0.4,
@@ -72,6 +82,9 @@ class Plan:
             zombies=0.6,
             redrop=some(0.05),
             builds=len(BUILDS),
+            absent=rng.choice((0.0, 0.1)),
+            clones=clones,
+            foreign=rng.random() < 0.3,
             watched=0.0,
             events={
                 "drop": 6.0, "withdraw": 0.5, "kill": some(0.5), "cut power": some(0.5),
@@ -87,7 +100,7 @@ def configuration(root: str, *, retention: bool) -> Config:
         {
             "spool": f"{root}/spool", "static": f"{root}/static", "results": f"{root}/results",
             "archive": {"source": "directory", "directory": f"{root}.archive", "buckets": [BUCKET]},
-            "images": FILES, "lease": f"{LEASE:g}s", "heartbeat": f"{HEARTBEAT:g}s",
+            "images": FILES | ABSENT, "lease": f"{LEASE:g}s", "heartbeat": f"{HEARTBEAT:g}s",
             "rescan": f"{RESCAN:g}s", "settle": "0.3s", "watch": "poll", "min_free": "0",
             "wait_for_archive": "600s",
             "retention": {"builds": {"age": "240s"}} if retention else {},

@@ -17,6 +17,8 @@ ROOMS_TO_LEAVE = (
     "static/.stager/tmp", "static/.stager/work",
 )  # fmt: skip
 """Empty when all is quiet."""
+FOREIGN = "factory"
+"""Somebody else's file in a build's directory, and the line of it in the flag."""
 
 
 class Witness(Answers):
@@ -30,6 +32,10 @@ class Witness(Answers):
         """When nobody could reach the server."""
         self.lives: Callable[[str], bool] = lambda _: False
         """Whether an instance's process runs (or is only paused)."""
+        self.sound: Callable[[str], bool] = lambda _: False
+        """Whether, besides, nothing has ailed it for more than a lease."""
+        self.clones = False
+        """Whether all machines have one machine id."""
         self._highest: dict[str, int] = {}
         self._listed: set[int] = set()
         """Inodes of images that a flag ever listed."""
@@ -48,6 +54,8 @@ class Witness(Answers):
                 self._tokens(directory)
         if change.verb == "create" and change.path.startswith(f"{self.static}/images/"):
             self.accuse(f"I4: {change.path} was created in place")
+        if os.path.basename(change.source or change.path) == FOREIGN:
+            self.accuse(f"I6: {change.source or change.path}: {change.verb} by {change.who}")
         if (
             change.path.startswith(f"{self.static}/images/")
             and os.path.basename(change.path) in self.files.values()
@@ -71,7 +79,7 @@ class Witness(Answers):
     # -- the living ------------------------------------------------------------------------------
 
     def _robbed(self, change: Change) -> None:
-        """Promise 4: nothing is taken from an instance whose heart beats."""
+        """Promise 4: nothing is taken from an instance whose heart beats, or should."""
         if change.verb != "rename" or change.late:
             return
         name, place = os.path.basename(change.source), os.path.dirname(change.source)
@@ -83,9 +91,12 @@ class Witness(Answers):
             finished = place in {f"{self.spool}/instances", f"{self.spool}/private"}
             if change.who == inst.rpartition("-")[0] or finished or self._is_left(place, name):
                 continue
+            if self.clones and not self._knew(change.who, inst):
+                continue
             if self._is_blind(change, place):
                 continue
-            if self.lives(inst) and self._silence(inst) < 0.9 * self.lease:
+            beats = self.lives(inst) and self._silence(inst) < 0.9 * self.lease
+            if beats or self.sound(inst):
                 self.accuse(f"promise 4: {change.source} was taken from the living by {change.who}")
 
     def _is_blind(self, change: Change, place: str) -> bool:
@@ -96,6 +107,11 @@ class Witness(Answers):
         sweeper = os.path.basename(change.path).rpartition(".")[0]
         beats = self._beats.get(sweeper, [0.0])
         return place.endswith(("/tmp", "/work")) and self.now() - beats[-1] > self.lease / 2
+
+    def _knew(self, host: str, inst: str) -> bool:
+        """Whether a machine has seen an instance's counter move: two machines with one id then."""
+        began = max(b[0] for other, b in self._beats.items() if other.rpartition("-")[0] == host)
+        return any(began < beat < self.now() - self.lease / 2 for beat in self._beats[inst][1:])
 
     def _is_left(self, place: str, name: str) -> bool:
         """Whether this is a work directory whose token was given back."""
@@ -162,16 +178,17 @@ class Witness(Answers):
         if os.path.dirname(directory) != work:
             return
         key, _, rest = os.path.basename(directory).partition(".")
-        number = int(rest.split(".")[0])
+        mine = rest.split(".")
         for name in os.listdir(work):
             other, _, rest = name.partition(".")
-            if other == key and int(rest.split(".")[0]) > number:
+            its = rest.split(".")
+            newer = int(its[0]) > int(mine[0])
+            if other == key and (newer or (its[0] == mine[0] and its[:3] != mine[:3])):
                 self.accuse(f"fence: {change.path} came out of {directory} in spite of {name}")
 
     def flag(self, build: Build) -> None:
         """I4: the flag lists only images that are there, with their records."""
-        lines = self.flag_lines(build)
-        for image in lines:
+        for image in self.flag_lines(build):
             inode = self.visible.get(self._image_path(build, image), (0, ""))[0]
             problem = self._record_problem(build, image)
             if problem == "an empty record":
@@ -185,7 +202,7 @@ class Witness(Answers):
     def flag_lines(self, build: Build) -> list[str]:
         try:
             with open(f"{self.static}/{build.target}/{FLAG}") as f:
-                return f.read().split()
+                return [line for line in f.read().split() if line != FOREIGN]
         except FileNotFoundError:
             return []
 
