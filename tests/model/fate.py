@@ -16,7 +16,7 @@ from model.turns import current
 class Fate(People):
     """A world, and what is done to it."""
 
-    def __init__(self, seed: int, root: Path, shape: Callable[[Plan], None]) -> None:
+    def __init__(self, seed: int, root: Path, shape: Callable[[Plan], None] | None) -> None:
         super().__init__(seed, root, shape)
         self.disk.watch = self._see
         self.witness.lives, self.witness.sound = self._fit, self._sound
@@ -72,7 +72,7 @@ class Fate(People):
     def _sound(self, inst: str) -> bool:
         """Whether nothing has kept an instance from its heartbeat for longer than a lease."""
         now = self.world.now
-        ailed = max((until for _, until in self.witness.outages), default=0.0)
+        ailed = self._last_outage()
         return any(
             inst in i.insts
             and not (i.stopping or i.paused)
@@ -80,12 +80,14 @@ class Fate(People):
             for i in self.instances
         )
 
+    def _last_outage(self) -> float:
+        return max((until for _, until in self.witness.outages), default=0.0)
+
     def _lives(self, boot: str, pid: int) -> bool:
         return any(i.boot == boot and i.pid == pid and not i.dead for i in self.instances)
 
     def _boot(self, client: Client, boot: str = "") -> None:
-        if self.witness.outages:
-            client.cut_until = max(client.cut_until, self.witness.outages[-1][1])
+        client.cut_until = max(client.cut_until, self._last_outage())
         number = next(self._numbers)
         instance = Instance(
             self.world, self.config, self._ended, client, boot or f"boot{number}", number,
@@ -184,8 +186,9 @@ class Fate(People):
         for instance in self._running():
             client = instance.client
             client.cut_until = max(client.cut_until, self.world.now + seconds)
-        before = self.witness.outages[-1][1] if self.witness.outages else 0.0
-        self.witness.outages.append((max(self.world.now, before), self.world.now + seconds))
+        began, ends = max(self.world.now, self._last_outage()), self.world.now + seconds
+        if began < ends:
+            self.witness.outages.append((began, ends))
 
     def _do_clock(self) -> None:
         if instance := self._victim():

@@ -62,7 +62,7 @@ class Outcome:
 class History(Fate):
     """A life from the first request to the last answer."""
 
-    def __init__(self, seed: int, root: Path, shape: Callable[[Plan], None]) -> None:
+    def __init__(self, seed: int, root: Path, shape: Callable[[Plan], None] | None) -> None:
         super().__init__(seed, root, shape)
         desk = Client(self.network, "desk")
         self.reader = Reader(self.world, self.config, self.witness, desk)
@@ -166,8 +166,8 @@ def _line(root: str, time: float, *what: Any) -> str:
     return f"{time:9.3f} " + " ".join(str(part).replace(root, "") for part in what)
 
 
-def live(seed: int, shape: Callable[[Plan], None] = lambda _: None) -> Outcome:
-    """Run the history of a seed, in a directory of its own in memory."""
+def live(seed: int, shape: Callable[[Plan], None] | None = None) -> Outcome:
+    """Run the history of a seed, in a directory of its own in memory; in a mood of its own."""
     base = Path("/dev/shm")
     parent = base if base.is_dir() and os.access(base, os.W_OK) else None
     top = Path(tempfile.mkdtemp(prefix="watcherd-model-", dir=parent))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from model import moods
 from model.answers import Asked
 from model.daemons import Instance
 from model.fileserver import Disk
@@ -23,11 +24,17 @@ TRACED = 250
 class People:
     """A world, and the people in it."""
 
-    def __init__(self, seed: int, root: Path, shape: Callable[[Plan], None]) -> None:
+    def __init__(self, seed: int, root: Path, shape: Callable[[Plan], None] | None) -> None:
         self.seed, self.world = seed, Scheduler(seed)
         self.root = str(root)
         self.plan = Plan.draw(self.world)
-        shape(self.plan)
+        if shape:
+            shape(self.plan)
+        else:
+            moods.shape(self.plan, moods.draw(self.world.rng))
+        if self.plan.clones:
+            # A listing that misses one for once makes it a newcomer, who was never seen to move.
+            self.plan.odds.split_listing = 0.0
         self.trace: deque[tuple[Any, ...]] = deque(maxlen=TRACED)
         self.disk = Disk(self.root, lambda: self.world.now, self.plan.tick)
         self.network = Network(self.world, self.disk, self.plan.odds, trace=self.note)

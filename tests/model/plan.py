@@ -63,7 +63,6 @@ class Plan:
         def some(most: float) -> float:
             return rng.choice((0.0, most / 4, most, most * 2))
 
-        clones = rng.random() < 0.15
         return cls(
             machines=rng.choice((2, 2, 3)),
             chaos_seconds=600.0 if retention else rng.choice((60.0, 120.0)),
@@ -71,7 +70,7 @@ class Plan:
             odds=Odds(
                 again=some(0.02), duplicate=some(0.03), lost=some(0.01), lost_late=some(0.005),
                 refused=some(0.003), stale_listing=rng.choice((0.0, 0.5, 1.0)),
-                split_listing=0.0 if clones else some(0.15),
+                split_listing=some(0.15),
                 stale_name=rng.choice((0.0, 0.3, 0.8)), slow=some(0.01),
             ),
             retention=retention,
@@ -83,7 +82,7 @@ class Plan:
             redrop=some(0.05),
             builds=len(BUILDS),
             absent=rng.choice((0.0, 0.1)),
-            clones=clones,
+            clones=rng.random() < 0.15,
             foreign=rng.random() < 0.3,
             watched=0.0,
             events={

@@ -110,8 +110,9 @@ class Witness(Answers):
 
     def _knew(self, host: str, inst: str) -> bool:
         """Whether a machine has seen an instance's counter move: two machines with one id then."""
-        began = max(b[0] for other, b in self._beats.items() if other.rpartition("-")[0] == host)
-        return any(began < beat < self.now() - self.lease / 2 for beat in self._beats[inst][1:])
+        looks = max(b for other, b in self._beats.items() if other.rpartition("-")[0] == host)
+        first, *_, last = [*self._beats[inst], self._beats[inst][-1]]
+        return sum(first < look < last - 1.0 for look in looks) > 1
 
     def _is_left(self, place: str, name: str) -> bool:
         """Whether this is a work directory whose token was given back."""

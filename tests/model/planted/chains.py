@@ -1,0 +1,1 @@
+"""A lock by a chain of links, in its simpler variants."""
