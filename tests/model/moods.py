@@ -19,7 +19,7 @@ MOODS: dict[str, dict[str, Any]] = {
     "zombies": UNHURT
     | {
         "pause": 0.5, "ambush": 0.4, "ambushes": ("static",), "zombies": 1.0, "builds": 1,
-        "force": True, "drops": 12, "chaos_seconds": 150.0,
+        "force": True, "drops": 30, "chaos_seconds": 200.0,
     },
     # Ended between the steps of an answer.
     "last words": {

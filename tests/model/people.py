@@ -44,7 +44,8 @@ class People:
         self._versions: Counter[str] = Counter()
         self.config = configuration(self.root, retention=self.plan.retention)
         self.witness.lease = LEASE
-        self.witness.keep_seconds = 200.0 if self.plan.retention else 0.0
+        # Between an answer's last touch and its publishing somebody may die, and be missed.
+        self.witness.keep_seconds = 120.0 if self.plan.retention else 0.0
 
     def note(self, *what: Any) -> None:
         """Remember a call for the trace."""

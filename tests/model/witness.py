@@ -36,6 +36,8 @@ class Witness(Answers):
         """Whether, besides, nothing has ailed it for more than a lease."""
         self.clones = False
         """Whether all machines have one machine id."""
+        self._ghosts: set[str] = set()
+        """Tokens that a late duplicate made."""
         self._highest: dict[str, int] = {}
         self._listed: set[int] = set()
         """Inodes of images that a flag ever listed."""
@@ -51,6 +53,8 @@ class Witness(Answers):
             self._answer(change)
         for directory in {place, old_place}:
             if directory.startswith(f"{self.static}/.stager/locks/"):
+                if change.late and directory == place:
+                    self._ghosts.add(change.path)
                 self._tokens(directory)
         if change.verb == "create" and change.path.startswith(f"{self.static}/images/"):
             self.accuse(f"I4: {change.path} was created in place")
@@ -100,19 +104,22 @@ class Witness(Answers):
                 self.accuse(f"promise 4: {change.source} was taken from the living by {change.who}")
 
     def _is_blind(self, change: Change, place: str) -> bool:
-        """Whether a sweeper's own heartbeat stands still, which is what looks at the others.
+        """Whether a sweeper's own heartbeat stood still, which is what looks at the others.
 
-        It then knows of no newcomer; its mistake costs somebody's work, never a request.
+        It then knew of no newcomer; its mistake costs somebody's work, never a request.
         """
         sweeper = os.path.basename(change.path).rpartition(".")[0]
-        beats = self._beats.get(sweeper, [0.0])
-        return place.endswith(("/tmp", "/work")) and self.now() - beats[-1] > self.lease / 2
+        since = self.now() - 2 * self.lease
+        beats = [since, *(b for b in self._beats.get(sweeper, []) if b > since), self.now()]
+        blind = max(b - a for a, b in pairwise(beats)) > self.lease / 2
+        return place.endswith(("/tmp", "/work")) and blind
 
     def _knew(self, host: str, inst: str) -> bool:
         """Whether a machine has seen an instance's counter move: two machines with one id then."""
         looks = max(b for other, b in self._beats.items() if other.rpartition("-")[0] == host)
-        first, *_, last = [*self._beats[inst], self._beats[inst][-1]]
-        return sum(first < look < last - 1.0 for look in looks) > 1
+        first, *beats = self._beats[inst]
+        spans = [(a, b) for a, b in pairwise(looks) if a > first]
+        return any(a + 1.0 < beat < b for a, b in spans for beat in beats)
 
     def _is_left(self, place: str, name: str) -> bool:
         """Whether this is a work directory whose token was given back."""
@@ -231,7 +238,7 @@ class Witness(Answers):
         if not tokens:
             self.accuse(f"I5: no token in {directory}")
             return
-        if any(token.inst for token in tokens[:-1]):
+        if any(token.inst and f"{directory}/{token}" not in self._ghosts for token in tokens[:-1]):
             self.accuse(f"I5: several tokens in {directory}: {[str(t) for t in tokens]}")
         if tokens[-1].n < self._highest.get(directory, 0):
             self.accuse(f"I5: the token of {directory} went back to {tokens[-1].n}")
@@ -250,8 +257,9 @@ class Witness(Answers):
         locks = f"{self.static}/.stager/locks"
         for key in sorted(os.listdir(locks)):
             tokens = os.listdir(f"{locks}/{key}")
-            # A lower free one is the ghost of the first: the next taker removes it.
-            if not all(token.endswith(".free") for token in tokens):
+            # A lower one is a ghost: the next taker removes it.
+            ghosts = {token for token in tokens if f"{locks}/{key}/{token}" in self._ghosts}
+            if not all(token.endswith(".free") for token in tokens if token not in ghosts):
                 found.append(f"locks/{key}: {tokens}")
         return found
 

@@ -35,7 +35,8 @@ def by_the_clock(self: Heart, seen: _Seen) -> bool:
 
 
 @leaves_out("who finds its heartbeat taken begins anew", "stager.instance.Heart.beat",
-            mood="zombies", pause=3.0)  # fmt: skip
+            mood="silence", pause=1.0, stall_heart=0.0, server_away=0.0, kill=0.0, cut_power=0.0,
+            cut=0.0, drops=40, drop=10.0, chaos_seconds=300.0)  # fmt: skip
 def goes_on_though_buried(self: Heart) -> None:
     with self._lock:
         if durable.move(self._path(self.count), self._path(self.count + 1)):
