@@ -136,6 +136,9 @@ class Answers:
     def _promised(self, asked: Asked, answer: result.Result) -> None:
         """See that what an answer names is there."""
         for image in asked.images:
+            if image not in self.files:
+                self.accuse(f"request {asked.number} was answered with a {image} image")
+                continue
             key = (asked.build.key, image)
             part = (answer.images or {}).get(image)
             if part is None or part.sha256 not in self.known[key]:

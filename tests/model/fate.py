@@ -10,6 +10,7 @@ from model.fileserver import Change
 from model.nfsclient import Client
 from model.people import People
 from model.plan import LEASE, Plan
+from model.sharing import Sharing
 from model.turns import current
 
 
@@ -20,6 +21,7 @@ class Fate(People):
         super().__init__(seed, root, shape)
         self.disk.watch = self._see
         self.witness.lives, self.witness.sound = self._fit, self._sound
+        self.sharing = Sharing(self.plan, self.witness, self._sound)
         self.witness.clones = self.plan.clones
         self._overtaken: set[Instance] = set()
         self.chaotic = True
@@ -30,6 +32,7 @@ class Fate(People):
 
     def _see(self, change: Change) -> None:
         self.witness.see(change)
+        self.sharing.see(change, self._running())
         if self.chaotic and change.verb == "rename" and not change.late:
             self._spring(change)
         for instance in list(self._overtaken):

@@ -124,6 +124,7 @@ class History(Fate):
         rng, end = self.world.rng, self.plan.chaos_seconds
         while self.world.now < end and not self.witness.violations:
             self._step(self.world.now + rng.expovariate(1 / 4.0))
+            self.sharing.look(self._running())
             kind = rng.choices(kinds, weights)[0]
             getattr(self, f"_do_{kind.replace(' ', '_')}")()
 

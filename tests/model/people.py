@@ -14,8 +14,9 @@ from model.daemons import Instance
 from model.fileserver import Disk
 from model.network import Network
 from model.plan import ABSENT, BUILDS, FILES, LEASE, NAMES, Plan, archive_bytes, configuration
+from model.staged import FOREIGN
 from model.turns import Scheduler
-from model.witness import FOREIGN, Witness
+from model.witness import Witness
 from stager.layout import FLAG, Build
 
 TRACED = 250
@@ -67,7 +68,7 @@ class People:
         name = name or rng.choice(NAMES)
         images = rng.choice((["test"], ["test", "base"], ["base"]))
         if rng.random() < self.plan.absent:
-            images = [*images, *ABSENT]
+            images = rng.choice(([*images, *ABSENT], [*ABSENT]))
         force = self.plan.force and rng.random() < 0.4
         text = f"build: {build.url}\nimages: [{', '.join(images)}]\nnote: number {number}\n"
         if force:
@@ -120,4 +121,5 @@ class People:
         target = Path(self.config.static, build.target)
         target.mkdir(parents=True)
         (target / FOREIGN).write_text("not ours")
-        (target / FLAG).write_text(f"{FOREIGN}\n")
+        if self.world.rng.random() < 0.5:
+            (target / FLAG).write_text(f"{FOREIGN}\n")

@@ -7,6 +7,7 @@ from typing import Any
 
 from model.planted import leaves_out
 from stager import durable, result
+from stager.backlog import Backlog
 from stager.durable import nonce
 from stager.layout import Claim
 from stager.result import Result
@@ -101,4 +102,10 @@ def torn_answers_published() -> None: ...
 @leaves_out("a commit without an answer is answered", "stager.finish.answer_lost",
             mood="last words", also=_UNSYNCED)  # fmt: skip
 def torn_answers_stay(_spool: Spool, _claim: Claim, _room: Path) -> None:
+    return
+
+
+@leaves_out("an outcome answers all who waited", "stager.backlog.Backlog.judge", mood="crowd",
+            builds=1, absent=0.6)  # fmt: skip
+def everybody_asks(_self: Backlog, _url: str, _verdict: object, _learnt_at: float) -> None:
     return

@@ -86,7 +86,7 @@ def without_the_token(visit: Visit, staged: gc.Staged) -> str:
 
 
 @leaves_out("retention takes only what is ours", "stager.gc._remove_target", mood="retention",
-            foreign=True)  # fmt: skip
+            foreign=True, drops=8)  # fmt: skip
 def whatever_is_there(work: Work, target: Path) -> None:
     for name in durable.listing(target):
         work.away(target / name)

@@ -112,7 +112,7 @@ def the_dead_keep(_self: Locks, _dead: set[str], _keys: list[str]) -> int:
 
 
 @leaves_out("who waits for a build frees the worker", "stager.lock.Locks.take", mood="zombies",
-            ambushes=("static/.stager/locks",))  # fmt: skip
+            ambushes=("static/.stager/locks",), slow=0.0, machines=3, zombies=0.0)  # fmt: skip
 def workers_wait(self: Locks, key: str) -> Work:
     while True:
         try:

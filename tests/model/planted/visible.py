@@ -52,7 +52,7 @@ def no_grave(self: Work, path: Path) -> None:
 
 
 @leaves_out("what is visible is renamed away, never unlinked", "stager.lock.Work.away",
-            mood="zombies", archive=6.0, ambush=0.8, ambushes=("static/images",))  # fmt: skip
+            mood="zombies", archive=6.0, ambush=0.8, ambushes=("static/images",), machines=2)  # fmt: skip
 def unlinked(_self: Work, path: Path) -> None:
     durable.discard(path)
 
