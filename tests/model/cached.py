@@ -1,6 +1,6 @@
 """What one machine's NFS client keeps of the server: names, attributes, listings, written data.
 
-A name and its attributes are old for up to half a minute, and a cached name opens the file that had
+A name and its attributes are old for a while, and a cached name opens the file that had
 it before. What was written and not synced is gone when the machine loses its power.
 """
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from model.network import Network
 
-CACHED_SECONDS = 30.0
 MOST_CACHED = 60
 
 
@@ -38,7 +37,7 @@ class Cache:
         name = self._cached(path)
         if name is None or self.world.rng.random() >= self.network.odds.stale_name:
             return None
-        if self.world.now - name.since > CACHED_SECONDS:
+        if self.world.now - name.since > self.network.cached_seconds:
             return None
         self._tell_stale(path, name)
         return name

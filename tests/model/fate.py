@@ -11,7 +11,7 @@ from model.nfsclient import Client
 from model.people import People
 from model.plan import LEASE, Plan
 from model.sharing import Sharing
-from model.turns import current
+from model.turns import Task, current
 
 
 class Fate(People):
@@ -42,7 +42,7 @@ class Fate(People):
             # Its claim is taken first; its token, and its work, when somebody stages again.
             if taken and ("/locks/" in change.source or self.world.rng.random() < 0.3):
                 self._overtaken.discard(instance)
-                wait = self.world.rng.choice((0.0, 0.02, 0.1, 0.3, 1.0, 5.0))
+                wait = self.world.rng.choice((0.0, 0.05, 0.3, 1.0, 3.0, 6.0))
                 self._at(wait, partial(self._resume, instance))
 
     def _spring(self, change: Change) -> None:
@@ -52,11 +52,8 @@ class Fate(People):
             if rng.random() < self.plan.redrop:
                 name = os.path.basename(change.source)
                 self._at(rng.expovariate(50.0), lambda: self._do_drop(name))
-        elif "/.stager/locks/" in change.path and (task := current()) and task.name == "keeper":
-            # A use of what retention is about to remove.
-            key = os.path.basename(os.path.dirname(change.path))
-            self._at(0.0, lambda: self._do_drop(build=self.witness.builds[key]))
-            task.stalled_until = self.world.now + rng.random() * self.plan.watched
+        elif (task := current()) and task.name == "keeper":
+            self._watch(change, task)
         striking = place.startswith(self.plan.ambushes)
         if change.who == "user" or not striking or rng.random() >= self.plan.ambush:
             return
@@ -68,6 +65,15 @@ class Fate(People):
             strike = rng.choices(strikes, weights)[0]
             self._count("ambushes", change.who)
             self._at(rng.choice((0.0, 0.1, 1.0)) * rng.expovariate(3.0), lambda: strike(victims[0]))
+
+    def _watch(self, change: Change, keeper: Task) -> None:
+        """Have somebody use what retention is about to remove."""
+        rng, place = self.world.rng, os.path.dirname(change.path)
+        for build in self.witness.builds.values():
+            is_token = place.endswith(f"/locks/{build.key}")
+            if is_token or (place.endswith(build.target) and rng.random() < self.plan.watched):
+                self._at(0.0, partial(self._do_drop, build=build))
+                keeper.stalled_until = self.world.now + rng.random() * self.plan.watched
 
     def _fit(self, inst: str) -> bool:
         return any(inst in i.insts and not i.stopping for i in self.instances)
@@ -169,9 +175,12 @@ class Fate(People):
         instance, rng = self._victim(), self.world.rng
         tasks = [t for t in instance.tasks if t.name.startswith(name)] if instance else []
         if instance and tasks:
-            task = rng.choice(tasks)
+            task, seconds = rng.choice(tasks), rng.choice((1.0, 10.0, 45.0))
+            if rng.random() < self.plan.hung:
+                working = [task for task in tasks if task.name == "worker"]
+                task, seconds = rng.choice(working or [task]), 300.0
             self._count("stalled threads", f"{instance.name} {task.name}")
-            task.stalled_until = self.world.now + rng.choice((1.0, 10.0, 45.0))
+            task.stalled_until = self.world.now + seconds
             instance.ailing_until = max(instance.ailing_until, task.stalled_until)
 
     def _do_stall_heart(self) -> None:

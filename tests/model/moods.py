@@ -34,18 +34,22 @@ MOODS: dict[str, dict[str, Any]] = {
     # Whatever was sent is executed again, some time.
     "duplicates": {"duplicate": 0.3, "again": 0.0, "drops": 10, "redrop": 0.2},
     "duplicate swaps": {
-        "duplicate": 0.3, "again": 0.0, "force": True, "archive": 6.0, "builds": 1, "drops": 10,
-        "stall": 4.0,
+        "duplicate": 0.5, "again": 0.0, "force": True, "archive": 6.0, "builds": 1, "drops": 24,
+        "stall": 4.0, "chaos_seconds": 150.0,
     },
-    "lost replies": {"lost": 0.06, "lost_late": 0.06, "refused": 0.06},
+    "lost replies": {"again": 0.04, "lost": 0.02, "drops": 8},
+    "lost and late": {"lost": 0.06, "lost_late": 0.06, "refused": 0.06},
     "failures": UNHURT
     | {"pause": 0.0, "ambush": 0.0, "refused": 0.1, "lost_late": 0.03, "drops": 8},
     # A directory looks as it did: changes are many in a tick, and names are cached.
     "old listings": {
         "stale_listing": 1.0, "again": 0.3, "slow": 0.0, "tick": 5.0, "drops": 12, "drop": 20.0,
     },
-    "old names": {"stale_name": 1.0, "drops": 14, "machines": 3, "redrop": 0.8},
-    "split listings": {"split_listing": 0.6, "drops": 10, "duplicate": 0.1},
+    "old names": {
+        "stale_name": 1.0, "drops": 30, "drop": 20.0, "machines": 3, "redrop": 1.0, "slow": 0.1,
+    },
+    "split listings": {"split_listing": 0.6, "drops": 12, "kill": 2.0, "stop": 2.0},
+    "split duplicates": {"split_listing": 0.6, "duplicate": 0.5, "again": 0.0, "drops": 10},
     "retention": {"retention": True, "chaos_seconds": 400.0, "drops": 16, "drop": 4.0},
     # Requests keep asking for what retention is about to remove.
     "last uses": {

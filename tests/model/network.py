@@ -26,6 +26,7 @@ class Odds:
     split_listing: float = 0.0
     stale_name: float = 0.0
     slow: float = 0.0
+    busy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Network:
     disk: Disk
     odds: Odds
     late: list[Late] = field(default_factory=list)
+    cached_seconds: float = 30.0
     counts: dict[str, int] = field(default_factory=dict)
     trace: Callable[..., None] = lambda *_: None
     ghosts: set[int] = field(default_factory=set)

@@ -92,6 +92,11 @@ class Client(Cache):
         self._own_change(path)
 
     def rmdir(self, path: str) -> None:
+        if self.world.rng.random() < self.network.odds.busy:
+            # A file in it that was removed while it was open has another name, `.nfs...`.
+            self.travel()
+            self.network.count("directory kept")
+            raise OSError(errno.ENOTEMPTY, "kept", path)
         try:
             self._change(self.disk.rmdir, path)
         finally:

@@ -39,6 +39,7 @@ class People:
         self.trace: deque[tuple[Any, ...]] = deque(maxlen=TRACED)
         self.disk = Disk(self.root, lambda: self.world.now, self.plan.tick)
         self.network = Network(self.world, self.disk, self.plan.odds, trace=self.note)
+        self.network.cached_seconds = self.plan.cached_seconds
         self.witness = Witness(self.root, FILES, lambda: self.world.now)
         self.instances: list[Instance] = []
         self._numbers = itertools.count(1)

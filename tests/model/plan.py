@@ -49,6 +49,10 @@ class Plan:
     """Whether all machines have one machine id."""
     foreign: bool
     """Whether a build's directory holds a file of somebody else's, and the flag a line."""
+    cached_seconds: float
+    """How long names may be cached: less than the lease, or more."""
+    hung: float
+    """How likely a thread that stalls does so for minutes."""
     watched: float
     """For how long, at most, retention stands still where somebody uses what it removes."""
     events: dict[str, float]
@@ -71,7 +75,7 @@ class Plan:
                 again=some(0.02), duplicate=some(0.03), lost=some(0.01), lost_late=some(0.005),
                 refused=some(0.003), stale_listing=rng.choice((0.0, 0.5, 1.0)),
                 split_listing=some(0.15),
-                stale_name=rng.choice((0.0, 0.3, 0.8)), slow=some(0.01),
+                stale_name=rng.choice((0.0, 0.3, 0.8)), slow=some(0.01), busy=rng.choice((0.0, 0.0, 0.1)),
             ),
             retention=retention,
             force=rng.random() < 0.4,
@@ -84,6 +88,8 @@ class Plan:
             absent=rng.choice((0.0, 0.1)),
             clones=rng.random() < 0.15,
             foreign=rng.random() < 0.3,
+            cached_seconds=rng.choice((30.0, 30.0, 60.0)),
+            hung=0.0,
             watched=0.0,
             events={
                 "drop": 6.0, "withdraw": 0.5, "kill": some(0.5), "cut power": some(0.5),

@@ -49,7 +49,16 @@ class Sharing:
         return found
 
     def see(self, change: Change, instances: list[Instance]) -> None:
-        """Take note of an outcome, and see that who waited for it does not start as well."""
+        """Take note of an outcome, and see that who waited for it does not start as well.
+
+        And nobody holds what another one holds.
+        """
+        held: set[str] = set()
+        for inst in instances:
+            its = inst.server.spool._held if inst.server else set()
+            for both in held & its:
+                self.witness.accuse(f"promise 4: two hold {both}")
+            held |= its
         name, old = os.path.basename(change.path), os.path.basename(change.source)
         place = os.path.relpath(os.path.dirname(change.path), self.witness.spool)
         claim, before = Claim.parse(name), Claim.parse(old)

@@ -45,7 +45,7 @@ def no_inode_check(
 
 
 @leaves_out("what a lost reply left is taken over, not just gone on with",
-            "stager.spool.Spool.take_over", mood="lost replies")  # fmt: skip
+            "stager.spool.Spool.take_over", mood="lost and late")  # fmt: skip
 def adopted_in_place(self: Spool, claim: Claim) -> Claim | None:
     if claim.g == 0:
         return self.accept(claim)

@@ -18,17 +18,22 @@ def no_touch(directory: Path, *, touch: bool = True) -> list[str]:  # noqa: ARG0
     return names
 
 
-@leaves_out("touch the drop box before a scan of it", mood="old listings", also={
-    "stager.dropbox.durable": SimpleNamespace(
-        listing=lambda path, **_: durable.listing(path, touch=False), is_nfs=durable.is_nfs
-    )
-})  # fmt: skip
+def _list_untouched(directory: Path, *, touch: bool = True) -> list[str]:
+    return durable.listing(directory, touch=touch and directory.name != "requests")
+
+
+_UNTOUCHED = SimpleNamespace(**vars(durable) | {"listing": _list_untouched})
+
+
+# The sweeper, which lists the drop box too, now and then, is a second defence.
+@leaves_out("touch the drop box before a scan of it", mood="old listings", tick=30.0,
+            also={"stager.dropbox.durable": _UNTOUCHED, "stager.sweep.durable": _UNTOUCHED})  # fmt: skip
 def drop_box_untouched() -> None:
     pass
 
 
 @leaves_out("touch again what others read", "stager.spool.Spool.touch_published",
-            mood="old listings")  # fmt: skip
+            mood="old listings", tick=30.0)  # fmt: skip
 def not_touched_again(_self: Spool) -> None:
     pass
 
@@ -46,7 +51,7 @@ def no_look_after_an_error(source: Path, target: Path) -> bool:
 
 
 @leaves_out("a name that is there proves nothing", "stager.lock.Work.check", mood="zombies",
-            stale_name=1.0)  # fmt: skip
+            stale_name=1.0, cached_seconds=90.0)  # fmt: skip
 def checked_by_name(self: Work) -> None:
     try:
         WORLD.os.lstat(self.paths.locks / self.key / str(self.token))

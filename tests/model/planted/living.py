@@ -55,6 +55,6 @@ _SAMPLE = Heart._sample
 
 
 @leaves_out("what is swept was left over twice, a lease apart", "stager.sweep.Sweeper.sweep",
-            mood="crowd")  # fmt: skip
+            mood="split listings")  # fmt: skip
 def swept_at_once(self: Sweeper) -> list[Path]:
     return [path for path in self._leftovers() if self._remove(path)]

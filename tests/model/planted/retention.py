@@ -7,6 +7,7 @@ from typing import Any
 from model.planted import WORLD, leaves_out
 from stager import durable, gc
 from stager.case import Case, Tools
+from stager.config import Config
 from stager.lock import Work
 from stager.marker import Marker, Sidecar
 from stager.visit import Visit
@@ -18,7 +19,7 @@ def untouched(self: Marker, build: Any, image: str) -> bool:
     return self.paths.sidecar(build.key, image).name in durable.listing(self.paths.sidecars)
 
 
-@leaves_out("touch, then read the flag", "stager.marker.Marker.staged", mood="last uses")
+@leaves_out("touch, then read the flag", "stager.marker.Marker.staged", mood="last uses", slow=0.3)
 def flag_before_touch(self: Marker, build: Any, images: list[str]) -> dict[str, Sidecar]:
     flagged = set(self.read_flag(build))
     found = {image: self.good(build, image) for image in images if image in flagged}
@@ -29,7 +30,19 @@ def flag_before_touch(self: Marker, build: Any, images: list[str]) -> dict[str, 
     }
 
 
-@leaves_out("an answer that took long is looked at again", "stager.job.is_true", mood="last uses")
+def _nothing(_config: Config) -> set[str]:
+    return set()
+
+
+# What a request asks for that is claimed or waits is spared as well.
+@leaves_out(
+    "an answer that took long is looked at again",
+    "stager.job.is_true",
+    mood="retention",
+    hung=1.0,
+    stall=4.0,
+    also={"stager.gc._wanted": _nothing},
+)
 def not_looked_at_again(_tools: Tools, _case: Case) -> bool:
     return True
 

@@ -28,7 +28,7 @@ def no_recheck(self: Work) -> None:
 
 
 @leaves_out("a fence counts when rmdir succeeded", "stager.durable.remove_tree", mood="zombies",
-            refused=0.05, lost=0.0, lost_late=0.0)  # fmt: skip
+            busy=0.7)  # fmt: skip
 def half_a_fence(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
     with suppress(OSError):
         WORLD.shutil.rmtree(path)
@@ -57,7 +57,7 @@ def broken_by_unlink(self: Locks, key: str) -> Work:
 
 
 @leaves_out("the first token comes with its directory", "stager.lock.Locks._first", mood="crowd",
-            duplicate=0.3)  # fmt: skip
+            slow=0.3, chaos_seconds=20.0)  # fmt: skip
 def first_token_in_place(self: Locks, key: str) -> list[Token]:
     room = self.paths.locks / key
     durable.make_dir(room)
@@ -70,7 +70,7 @@ def first_token_in_place(self: Locks, key: str) -> list[Token]:
 
 
 @leaves_out("of several tokens the highest counts", "stager.lock.Locks.tokens",
-            mood="split listings")  # fmt: skip
+            mood="split duplicates")  # fmt: skip
 def the_lowest_token(self: Locks, key: str) -> list[Token]:
     try:
         names = durable.listing(self.paths.locks / key)
@@ -106,7 +106,8 @@ def never_freed(_self: Locks) -> bool:
 
 
 @leaves_out("what the dead held is freed, though nobody asks for it",
-            "stager.lock.Locks.free_the_dead", mood="half done")  # fmt: skip
+            "stager.lock.Locks.free_the_dead", mood="half done", force=False, archive=0.0,
+            ambush=0.7, ambushes=("static/images",))  # fmt: skip
 def the_dead_keep(_self: Locks, _dead: set[str], _keys: list[str]) -> int:
     return 0
 
