@@ -204,6 +204,7 @@ def _remove_build(visit: Visit, staged: Staged) -> str:
 def remove(work: Work, marker: Marker, staged: Staged, now: float) -> str:
     """Remove images under the build's token, in the order the head of this file argues for."""
     build, paths = staged.build, marker.paths
+    marker.look_afresh(build)
     marker.write_flag(work, build, without=staged.images)
     used = max(_touched(paths.sidecar(build.key, image)) for image in staged.images)
     if now - used < LATELY_SECONDS:

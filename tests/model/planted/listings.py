@@ -26,8 +26,9 @@ _UNTOUCHED = SimpleNamespace(**vars(durable) | {"listing": _list_untouched})
 
 
 # The sweeper, which lists the drop box too, now and then, is a second defence.
-@leaves_out("touch the drop box before a scan of it", mood="old listings", tick=30.0,
-            also={"stager.dropbox.durable": _UNTOUCHED, "stager.sweep.durable": _UNTOUCHED})  # fmt: skip
+@leaves_out("touch the drop box before a scan of it", mood="old listings", tick=30.0, also={
+    "stager.dropbox.durable": _UNTOUCHED, "stager.sweep.durable": _UNTOUCHED
+})  # fmt: skip
 def drop_box_untouched() -> None:
     pass
 
