@@ -277,6 +277,13 @@ def test_an_interrupted_removal_is_finished_by_the_next(used: Lab) -> None:
     assert not used.target(url(0)).exists()
 
 
+def test_a_build_that_stays_is_listed_again_after_a_removal_that_was_cut_short(used: Lab) -> None:
+    used.write_config(retention={"builds": {"age": "9d"}})
+    (used.target(url(3)) / "staged").write_text("")
+    assert url(3) not in collect(used)
+    assert used.flag(url(3)) == ["test", "base"]
+
+
 def test_a_removed_build_is_staged_again_on_request(used: Lab) -> None:
     used.write_config(retention={"builds": {"age": "9d"}})
     collect(used)

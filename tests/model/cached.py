@@ -69,6 +69,10 @@ class Cache:
     def _cached(self, path: str) -> Name | None:
         return self._names.get(os.path.dirname(path), {}).get(os.path.basename(path))
 
+    def _kept(self, path: str, name: Name | None) -> Name | None:
+        """Return what was looked up before, if no other thread had it forgotten meanwhile."""
+        return name if name is self._cached(path) else None
+
     def _forget(self, path: str) -> None:
         name = self._names.get(os.path.dirname(path), {}).pop(os.path.basename(path), None)
         if name is not None:

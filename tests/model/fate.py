@@ -178,7 +178,7 @@ class Fate(People):
             task, seconds = rng.choice(tasks), rng.choice((1.0, 10.0, 45.0))
             if rng.random() < self.plan.hung:
                 working = [task for task in tasks if task.name == "worker"]
-                task, seconds = rng.choice(working or [task]), 300.0
+                task, seconds = rng.choice(working or [task]), self.plan.hung_seconds
             self._count("stalled threads", f"{instance.name} {task.name}")
             task.stalled_until = self.world.now + seconds
             instance.ailing_until = max(instance.ailing_until, task.stalled_until)

@@ -106,6 +106,7 @@ class Client(Cache):
     def utime(self, path: str) -> None:
         name = self._look(path)
         self.travel()
+        name = self._kept(path, name)
         # One's own change of a directory: the client asks for its names anew.
         self._listed.pop(path, None)
         self._drop_names(path)
@@ -185,6 +186,7 @@ class Client(Cache):
         """Open what the name leads to, which can be the file that had it before."""
         name = self._look(path)
         self.travel()
+        name = self._kept(path, name)
         if name is not None and name.handle is None:
             raise FileNotFoundError(errno.ENOENT, "cached: no such file", path)
         if name is not None and name.handle is not None:

@@ -52,7 +52,8 @@ class Plan:
     cached_seconds: float
     """How long names may be cached: less than the lease, or more."""
     hung: float
-    """How likely a thread that stalls does so for minutes."""
+    """How likely it is a worker's call that stalls."""
+    hung_seconds: float
     watched: float
     """For how long, at most, retention stands still where somebody uses what it removes."""
     events: dict[str, float]
@@ -92,6 +93,7 @@ class Plan:
             foreign=rng.random() < 0.3,
             cached_seconds=rng.choice((30.0, 30.0, 60.0)),
             hung=0.0,
+            hung_seconds=300.0,
             watched=0.0,
             events={
                 "drop": 6.0, "withdraw": 0.5, "kill": some(0.5), "cut power": some(0.5),

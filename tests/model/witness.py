@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from model.fileserver import Change
 from model.staged import Staged
+from stager.layout import Build
 
 ROOMS_TO_LEAVE = (
     *(f"spool/{room}" for room in ("requests", "active", "waiting", "private", "tmp", "control")),
@@ -106,6 +107,9 @@ class Witness(Staged):
         for name in sorted(os.listdir(f"{self.spool}/instances")):
             if name.rpartition(".")[0] not in living:
                 found.append(f"spool/instances/{name}")
+        for build in self.builds.values():
+            if self._untrue(build) is not None:
+                found.append(f"the flag of {build.target}")
         locks = f"{self.static}/.stager/locks"
         for key in sorted(os.listdir(locks)):
             tokens = os.listdir(f"{locks}/{key}")
@@ -126,7 +130,11 @@ class Witness(Staged):
                 self.accuse(f"I3: {path} changed")
         for build in self.builds.values():
             self.flag(build)
-            there = {i for i in self.files if not self._record_problem(build, i)}
-            if there != set(self.flag_lines(build)):
-                self.accuse(f"I4: in the end {sorted(there)} are staged in {build.target}, "
+            if (there := self._untrue(build)) is not None:
+                self.accuse(f"I4: in the end {there} are staged in {build.target}, "
                             f"and the flag lists {self.flag_lines(build)}")  # fmt: skip
+
+    def _untrue(self, build: Build) -> list[str] | None:
+        """Return what a flag should list; None: it does."""
+        there = {i for i in self.files if not self._record_problem(build, i)}
+        return None if there == set(self.flag_lines(build)) else sorted(there)

@@ -38,7 +38,12 @@ class Chain(Locks):
             self.leave(key)
             raise
         work = Links(self, key, mine)
-        work.open()
+        try:
+            work.open()
+        except BaseException:
+            self.leave(key)
+            work.release()
+            raise
         return work
 
     def _link(self, key: str, mine: Token) -> None:
@@ -46,7 +51,9 @@ class Chain(Locks):
         durable.write_new(new, f"{mine.inst}.{mine.nonce}".encode())
         taken = durable.link(new, self._path(key, mine.n))
         durable.discard(new)
-        if not taken or (self.looks_whether_last and max(self._generations(key)) > mine.n):
+        if not taken or (
+            self.looks_whether_last and max(self._generations(key), default=0) > mine.n
+        ):
             raise BuildBusy("another machine")
         for lower in range(max(1, mine.n - 9), mine.n):
             durable.discard(self._path(key, lower))
@@ -120,11 +127,15 @@ class Renamed(Chain):
     leaves_a_marker = False
 
 
-@leaves_out("who linked a generation looks whether it is the last", mood="crowd", builds=1,
-            stall=8.0, also={"stager.server.Locks": Unverified})  # fmt: skip
+CROWDED: dict[str, Any] = {"builds": 1, "force": True, "drops": 40, "chaos_seconds": 100.0}
+
+
+@leaves_out("who linked a generation looks whether it is the last", mood="crowd",
+            split_listing=0.5,
+            **CROWDED, also={"stager.server.Locks": Unverified})  # fmt: skip
 def chain_unverified() -> None: ...
 
 
-@leaves_out("a generation that was is never there again", mood="duplicates", builds=1,
-            also={"stager.server.Locks": Renamed})  # fmt: skip
+@leaves_out("a generation that was is never there again", mood="crowd", duplicate=0.4,
+            **CROWDED, also={"stager.server.Locks": Renamed})  # fmt: skip
 def chain_renamed() -> None: ...

@@ -5,7 +5,9 @@ from pathlib import Path
 from model.planted import WORLD, leaves_out
 from stager import durable
 from stager.instance import Heart, _Seen
+from stager.rounds import Rounds
 from stager.sweep import Sweeper
+from stager.visit import Visit
 
 
 @leaves_out("dead is who was silent for a lease", "stager.instance.Heart._judge", mood="silence")
@@ -58,3 +60,10 @@ _SAMPLE = Heart._sample
             mood="split listings")  # fmt: skip
 def swept_at_once(self: Sweeper) -> list[Path]:
     return [path for path in self._leftovers() if self._remove(path)]
+
+
+@leaves_out("what the dead may not have touched again is touched", "stager.rounds.Rounds._bury",
+            mood="old listings", tick=30.0, kill=6.0)  # fmt: skip
+def dead_and_unseen(self: Rounds, visit: Visit) -> None:
+    busy = {claim.inst for claim in visit.spool.active()}
+    self._dead.update(visit.heart.bury(busy))

@@ -105,3 +105,9 @@ def whatever_is_there(work: Work, target: Path) -> None:
         work.away(target / name)
     with suppress(OSError):
         WORLD.os.rmdir(target)
+
+
+@leaves_out("a removal that was cut short is mended or ended", "stager.gc._mend_flag",
+            mood="last uses", kill=3.0, ambush=0.3, ambushes=("static/images",))  # fmt: skip
+def never_listed_again(_visit: Visit, _staged: gc.Staged) -> None:
+    return
