@@ -4,8 +4,9 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from model.fileserver import Change
+from model.fileserver import EPOCH, Change
 from stager import result
 from stager.layout import ROOMS, Build, Claim
 
@@ -26,6 +27,8 @@ class Asked:
     ended: list[str] = field(default_factory=list)
     """The claims it was committed under."""
     answers: list[str] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
+    """Its images that were not there when it was committed."""
 
     @property
     def sha(self) -> str:
@@ -46,7 +49,7 @@ class Answers:
         self.visible: dict[str, tuple[int, str]] = {}
         """Path of an image: its inode and SHA-256."""
         self.used: dict[tuple[str, str], float] = {}
-        """Build key and image: when an answer was last given from it."""
+        """Build key and image: when an answer was last made from it."""
         self.keep_seconds = 0.0
         """How long after its use an image must not be removed; 0: never."""
         self.published: dict[str, list[str]] = {}
@@ -88,6 +91,8 @@ class Answers:
     def _committed(self, asked: Asked, name: str) -> None:
         claim = Claim.parse(name)
         asked.ended.append(name)
+        images = [image for image in asked.images if image in self.files]
+        asked.gone = {i for i in images if self._image_path(asked.build, i) not in self.visible}
         if len(asked.ended) > 1:
             self.accuse(f"I2: request {asked.number} was committed twice: {asked.ended}")
         self._claims[name] = asked
@@ -143,10 +148,10 @@ class Answers:
             part = (answer.images or {}).get(image)
             if part is None or part.sha256 not in self.known[key]:
                 self.accuse(f"request {asked.number} was answered with an unknown {image} image")
-            gone = self._image_path(asked.build, image) not in self.visible
-            if gone and self.now() - self.used.get(key, -1e9) > self.keep_seconds:
+            if image in asked.gone:
                 self.accuse(f"request {asked.number} was answered without its {image} image")
-            self.used[key] = self.now()
+            made = datetime.fromisoformat(answer.finished).timestamp() - EPOCH
+            self.used[key] = max(self.used.get(key, made), made)
 
     def _image_path(self, build: Build, image: str) -> str:
         return f"{self.static}/{build.target}/{self.files[image]}"

@@ -73,15 +73,23 @@ class Fate(People):
             is_token = place.endswith(f"/locks/{build.key}")
             if is_token or (place.endswith(build.target) and rng.random() < self.plan.watched):
                 self._at(0.0, partial(self._do_drop, build=build))
-                keeper.stalled_until = self.world.now + rng.random() * self.plan.watched
+                late = self.world.now + rng.random() * self.plan.watched
+                if not is_token and 0.0 < self.plan.looked_at > rng.random():
+                    for task in [t for i in self._running() for t in i.tasks]:
+                        if task.name in {"loop", "worker"}:
+                            task.stalled_until = late
+                else:
+                    keeper.stalled_until = late
 
     def _fit(self, inst: str) -> bool:
         return any(inst in i.insts and not i.stopping for i in self.instances)
 
     def _sound(self, inst: str) -> bool:
         """Whether nothing has kept an instance from its heartbeat for longer than a lease."""
-        now = self.world.now
-        ailed = self._last_outage()
+        now, ailed = self.world.now, self._last_outage()
+        if self.plan.odds.slow > 0.05:
+            # Beats may come late by themselves.
+            return False
         return any(
             inst in i.insts
             and not (i.stopping or i.paused)

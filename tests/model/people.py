@@ -46,8 +46,7 @@ class People:
         self._versions: Counter[str] = Counter()
         self.config = configuration(self.root, retention=self.plan.retention)
         self.witness.lease = LEASE
-        # Between an answer's last touch and its publishing somebody may die, and be missed.
-        self.witness.keep_seconds = 120.0 if self.plan.retention else 0.0
+        self.witness.keep_seconds = 180.0 if self.plan.retention else 0.0
 
     def note(self, *what: Any) -> None:
         """Remember a call for the trace."""

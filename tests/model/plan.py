@@ -54,6 +54,8 @@ class Plan:
     hung: float
     """How likely it is a worker's call that stalls."""
     hung_seconds: float
+    looked_at: float
+    """How likely who looks for it just then is held up, rather than retention."""
     watched: float
     """For how long, at most, retention stands still where somebody uses what it removes."""
     events: dict[str, float]
@@ -94,6 +96,7 @@ class Plan:
             cached_seconds=rng.choice((30.0, 30.0, 60.0)),
             hung=0.0,
             hung_seconds=300.0,
+            looked_at=0.0,
             watched=0.0,
             events={
                 "drop": 6.0, "withdraw": 0.5, "kill": some(0.5), "cut power": some(0.5),

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from model.planted import WORLD, leaves_out
+from model.planted.tokens import open_unchecked as _no_check
 from stager import durable
 from stager.errors import TakenOver
 from stager.lock import Work
@@ -51,10 +52,13 @@ def no_look_after_an_error(source: Path, target: Path) -> bool:
     return True
 
 
-@leaves_out("a name that is there proves nothing", "stager.lock.Work.check", mood="zombies",
-            stale_name=1.0, cached_seconds=90.0)  # fmt: skip
+@leaves_out("a name that is there proves nothing", "stager.lock.Work.open", mood="zombies",
+            stale_name=1.0, cached_seconds=90.0, ambushes=("static/.stager/locks",))  # fmt: skip
 def checked_by_name(self: Work) -> None:
+    token = self.paths.locks / self.key / str(self.token)
     try:
-        WORLD.os.lstat(self.paths.locks / self.key / str(self.token))
+        WORLD.os.lstat(token)
+        _no_check(self)
+        WORLD.os.lstat(token)
     except FileNotFoundError:
         raise TakenOver(f"the token of {self.key} is no longer ours") from None

@@ -57,13 +57,15 @@ _SAMPLE = Heart._sample
 
 
 @leaves_out("what is swept was left over twice, a lease apart", "stager.sweep.Sweeper.sweep",
-            mood="split listings")  # fmt: skip
+            mood="crowd", kill=4.0, drops=40, drop=12.0, force=True,
+            chaos_seconds=150.0)  # fmt: skip
 def swept_at_once(self: Sweeper) -> list[Path]:
     return [path for path in self._leftovers() if self._remove(path)]
 
 
 @leaves_out("what the dead may not have touched again is touched", "stager.rounds.Rounds._bury",
-            mood="old listings", tick=30.0, kill=6.0)  # fmt: skip
+            mood="old listings", tick=30.0, kill=6.0,
+            drops=6, chaos_seconds=150.0)  # fmt: skip
 def dead_and_unseen(self: Rounds, visit: Visit) -> None:
     busy = {claim.inst for claim in visit.spool.active()}
     self._dead.update(visit.heart.bury(busy))

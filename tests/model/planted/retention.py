@@ -19,7 +19,8 @@ def untouched(self: Marker, build: Any, image: str) -> bool:
     return self.paths.sidecar(build.key, image).name in durable.listing(self.paths.sidecars)
 
 
-@leaves_out("touch, then read the flag", "stager.marker.Marker.staged", mood="last uses", slow=0.3)
+@leaves_out("touch, then read the flag", "stager.marker.Marker.staged", mood="last uses",
+            watched=0.7, looked_at=0.7, chaos_seconds=1200.0)  # fmt: skip
 def flag_before_touch(self: Marker, build: Any, images: list[str]) -> dict[str, Sidecar]:
     flagged = set(self.read_flag(build))
     found = {image: self.good(build, image) for image in images if image in flagged}
@@ -40,7 +41,11 @@ def _nothing(_config: Config) -> set[str]:
     "stager.job.is_true",
     mood="retention",
     hung=1.0,
-    stall=4.0,
+    hung_seconds=600.0,
+    stall=10.0,
+    drops=10,
+    drop=20.0,
+    machines=3,
     also={"stager.gc._wanted": _nothing},
 )
 def not_looked_at_again(_tools: Tools, _case: Case) -> bool:
@@ -105,9 +110,3 @@ def whatever_is_there(work: Work, target: Path) -> None:
         work.away(target / name)
     with suppress(OSError):
         WORLD.os.rmdir(target)
-
-
-@leaves_out("a removal that was cut short is mended or ended", "stager.gc._mend_flag",
-            mood="last uses", kill=3.0, ambush=0.3, ambushes=("static/images",))  # fmt: skip
-def never_listed_again(_visit: Visit, _staged: gc.Staged) -> None:
-    return

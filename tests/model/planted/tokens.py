@@ -16,15 +16,20 @@ def no_fence(self: Work) -> None:
     self.check()
 
 
-@leaves_out("after the fence, see that the token is still ours", "stager.lock.Work.open",
-            mood="zombies", ambushes=("static/.stager/locks",))  # fmt: skip
-def no_recheck(self: Work) -> None:
+def open_unchecked(self: Work) -> None:
+    """Fence the owners before, and make a work directory."""
     prefix = f"{self.key}."
     for name in durable.listing(self.paths.work):
         older = name.startswith(prefix) and _number(name.removeprefix(prefix)) < self.token.n
         if older and not durable.remove_tree(self.paths.work / name):
             raise BuildBusy("an old attempt")
     self.dir = self._make(self.paths.work / f"{prefix}{self.token}")
+
+
+@leaves_out("after the fence, see that the token is still ours", "stager.lock.Work.open",
+            mood="zombies", ambushes=("static/.stager/locks",))  # fmt: skip
+def no_recheck(self: Work) -> None:
+    open_unchecked(self)
 
 
 @leaves_out("a fence counts when rmdir succeeded", "stager.durable.remove_tree", mood="zombies",
@@ -57,7 +62,8 @@ def broken_by_unlink(self: Locks, key: str) -> Work:
 
 
 @leaves_out("the first token comes with its directory", "stager.lock.Locks._first", mood="crowd",
-            slow=0.3, chaos_seconds=20.0)  # fmt: skip
+            slow=0.3, chaos_seconds=12.0, drop=60.0, hung=1.0, hung_seconds=4.0,
+            stall=20.0)  # fmt: skip
 def first_token_in_place(self: Locks, key: str) -> list[Token]:
     room = self.paths.locks / key
     durable.make_dir(room)

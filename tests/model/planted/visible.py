@@ -71,7 +71,16 @@ def never_mended(_tools: Any, _request: Any, _work: Work) -> None:
     return
 
 
-@leaves_out("what gets its name is on disk", "stager.durable.write_new", mood="power cuts")
+@leaves_out(
+    "what gets its name is on disk",
+    "stager.durable.write_new",
+    mood="power cuts",
+    cut_power=2.0,
+    kill=0.0,
+    retention=False,
+    machines=2,
+    chaos_seconds=120.0,
+)
 def unsynced(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:  # noqa: ARG001
     _WRITE_NEW(path, data, mode, sync=False)
 
@@ -80,6 +89,7 @@ _WRITE_NEW = durable.write_new
 
 
 @leaves_out("whoever has the token asks for the names anew", "stager.marker.Marker.look_afresh",
-            mood="old names", force=True, machines=2)  # fmt: skip
+            mood="old names", absent=0.4, cached_seconds=90.0, machines=2, force=False, builds=2,
+            drops=10, redrop=0.0, slow=0.0, chaos_seconds=50.0)  # fmt: skip
 def names_as_they_were(_self: Marker, _build: Any) -> None:
     return
