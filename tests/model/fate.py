@@ -35,6 +35,10 @@ class Fate(People):
         self.sharing.see(change, self._running())
         if self.chaotic and change.verb == "rename" and not change.late:
             self._spring(change)
+        if "/.stager/locks/" in change.path and 0.0 < self.plan.just_then > self.world.rng.random():
+            for late in self.network.late:
+                if "/.stager/work/" in late.sent.paths[-1] and late.sent.who != change.who:
+                    late.due = self.world.now + self.world.rng.random()
         for instance in list(self._overtaken):
             taken = change.who != instance.client.name and any(
                 inst in os.path.basename(change.source) for inst in instance.insts

@@ -40,6 +40,7 @@ class People:
         self.disk = Disk(self.root, lambda: self.world.now, self.plan.tick)
         self.network = Network(self.world, self.disk, self.plan.odds, trace=self.note)
         self.network.cached_seconds = self.plan.cached_seconds
+        self.network.late_seconds = self.plan.late_seconds
         self.witness = Witness(self.root, FILES, lambda: self.world.now)
         self.instances: list[Instance] = []
         self._numbers = itertools.count(1)
@@ -85,7 +86,7 @@ class People:
         self.disk.rename("user", str(new), f"{self.root}/spool/requests/{name}")
         self._count("requests dropped", f"{number} {name} inode {inode}")
         for instance in self._running():
-            if rng.random() < 0.5:
+            if rng.random() < self.plan.woken:
                 instance.wake.set()
 
     def _do_withdraw(self) -> None:

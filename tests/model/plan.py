@@ -41,6 +41,12 @@ class Plan:
     """How likely who is paused sleeps until somebody else has taken its work."""
     redrop: float
     """How likely a NAME is used again just when its file is taken."""
+    woken: float
+    """How likely a machine hears of a drop at once."""
+    late_seconds: tuple[float, float, float]
+    """How long, in the mean, duplicates are under way."""
+    just_then: float
+    """How likely what is under way for a work directory arrives when the token is taken over."""
     builds: int
     """How many builds are asked for."""
     absent: float
@@ -89,6 +95,9 @@ class Plan:
             ambushes=("spool/active", "spool/done", "static/images", "static/.st"),
             zombies=0.6,
             redrop=some(0.05),
+            woken=0.5,
+            just_then=0.0,
+            late_seconds=(0.3, 3.0, 30.0),
             builds=len(BUILDS),
             absent=rng.choice((0.0, 0.1)),
             clones=rng.random() < 0.15,

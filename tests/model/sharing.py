@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from model.daemons import Instance
 from model.fileserver import EPOCH, Change
 from model.plan import ABSENT, Plan
 from model.witness import Witness
+from stager.errors import ImageNotInArchive
 from stager.layout import Claim, Waiting
 from stager.lock import Token
+from stager.result import parse_result
 
 PATIENCE_SECONDS = 15.0
 
@@ -74,6 +77,10 @@ class Sharing:
     def _outcome(self, change: Change, claim: Claim, instances: list[Instance]) -> None:
         asked = self.witness.asked.get(change.inode)
         if asked is None or asked.images != [*ABSENT] or self.plan.odds.split_listing:
+            return
+        private = Path(self.witness.spool, "private", str(claim))
+        answer = parse_result(private.read_bytes()) if private.exists() else None
+        if not (answer and answer.error and answer.error.code == ImageNotInArchive.code):
             return
         before = EPOCH + self.witness.now() - 2 * self.plan.tick - 1.0
         for instance in instances:

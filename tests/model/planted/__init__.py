@@ -52,13 +52,14 @@ FAULTS: dict[str, Fault] = {}
 def leaves_out(
     rule: str, *targets: str, mood: str = "", seed: int = 1, also: dict[str, Any] | None = None,
     **likely: Any,
-) -> Callable[[Callable[..., Any]], None]:  # fmt: skip
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a function that lacks a rule; `also`: what else must change with it."""
 
-    def register(function: Callable[..., Any]) -> None:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__.replace("_", "-")
         changes = dict.fromkeys(targets, function) | (also or {})
         FAULTS[name] = Fault(rule, changes, mood, seed, likely)
+        return function
 
     return register
 

@@ -101,6 +101,11 @@ class Chain(Locks):
 class Links(Work):
     """A work directory under such a lock."""
 
+    def check(self) -> None:
+        """Look whether the lock is still ours."""
+        if getattr(self.locks, "looks_whether_last", True):
+            super().check()
+
     def release(self) -> bool:
         """Remove the work directory and release."""
         chain: Any = self.locks

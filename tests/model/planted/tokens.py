@@ -41,7 +41,8 @@ def half_a_fence(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
 
 
 @leaves_out("a work directory is made elsewhere and renamed in", "stager.lock.Work._make",
-            mood="zombies", duplicate=0.5)  # fmt: skip
+            mood="zombies", duplicate=0.5, late_seconds=(30.0, 60.0, 60.0), just_then=0.8,
+            ambushes=("static/.stager/locks",))  # fmt: skip
 def made_in_place(_self: Work, path: Path) -> Path:
     durable.make_dir(path)
     return path
@@ -61,9 +62,19 @@ def broken_by_unlink(self: Locks, key: str) -> Work:
     return work
 
 
-@leaves_out("the first token comes with its directory", "stager.lock.Locks._first", mood="crowd",
-            slow=0.3, chaos_seconds=12.0, drop=60.0, hung=1.0, hung_seconds=4.0,
-            stall=20.0)  # fmt: skip
+@leaves_out("of several tokens the highest counts", "stager.lock.Locks.tokens",
+            mood="split duplicates")  # fmt: skip
+def the_lowest_token(self: Locks, key: str) -> list[Token]:
+    try:
+        names = durable.listing(self.paths.locks / key)
+    except FileNotFoundError:
+        return []
+    return sorted(t for t in map(Token.parse, names) if t)[:1]
+
+
+# That the highest counts is a second defence: a first token that is made again late is a lower one.
+@leaves_out("the first token comes with its directory", "stager.lock.Locks._first",
+            mood="duplicates", also={"stager.lock.Locks.tokens": the_lowest_token})  # fmt: skip
 def first_token_in_place(self: Locks, key: str) -> list[Token]:
     room = self.paths.locks / key
     durable.make_dir(room)
@@ -73,16 +84,6 @@ def first_token_in_place(self: Locks, key: str) -> list[Token]:
     if not tokens:
         raise BuildBusy("another machine")
     return tokens
-
-
-@leaves_out("of several tokens the highest counts", "stager.lock.Locks.tokens",
-            mood="split duplicates")  # fmt: skip
-def the_lowest_token(self: Locks, key: str) -> list[Token]:
-    try:
-        names = durable.listing(self.paths.locks / key)
-    except FileNotFoundError:
-        return []
-    return sorted(t for t in map(Token.parse, names) if t)[:1]
 
 
 @leaves_out("a release makes a name that was never there", "stager.lock.Work.release",
