@@ -73,6 +73,8 @@ class Fate(People):
     def _watch(self, change: Change, keeper: Task) -> None:
         """Have somebody use what retention is about to remove."""
         rng, place = self.world.rng, os.path.dirname(change.path)
+        if self.plan.watched < 0:
+            return
         for build in self.witness.builds.values():
             is_token = place.endswith(f"/locks/{build.key}")
             if is_token or (place.endswith(build.target) and rng.random() < self.plan.watched):

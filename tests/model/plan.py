@@ -63,7 +63,10 @@ class Plan:
     looked_at: float
     """How likely who looks for it just then is held up, rather than retention."""
     watched: float
-    """For how long, at most, retention stands still where somebody uses what it removes."""
+    """For how long, at most, retention stands still where somebody uses what it removes.
+
+    Less than 0: nobody does.
+    """
     events: dict[str, float]
     """How likely each kind of event is, beside the others."""
 

@@ -42,6 +42,7 @@ def _nothing(_config: Config) -> set[str]:
     mood="retention",
     hung=1.0,
     hung_seconds=600.0,
+    watched=-1.0,
     stall=10.0,
     drops=10,
     drop=20.0,

@@ -41,8 +41,8 @@ def half_a_fence(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
 
 
 @leaves_out("a work directory is made elsewhere and renamed in", "stager.lock.Work._make",
-            mood="zombies", duplicate=0.5, late_seconds=(30.0, 60.0, 60.0), just_then=0.8,
-            ambushes=("static/.stager/locks",))  # fmt: skip
+            mood="zombies", duplicate=0.6, late_seconds=(30.0, 60.0, 60.0), just_then=0.9,
+            archive=6.0, ambush=0.8, ambushes=("static/images",), machines=2)  # fmt: skip
 def made_in_place(_self: Work, path: Path) -> Path:
     durable.make_dir(path)
     return path

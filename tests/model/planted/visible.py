@@ -93,3 +93,9 @@ _WRITE_NEW = durable.write_new
             drops=10, redrop=0.0, slow=0.0, chaos_seconds=50.0)  # fmt: skip
 def names_as_they_were(_self: Marker, _build: Any) -> None:
     return
+
+
+@leaves_out("a record goes with its image", "stager.stage.Staging._drop_stray_record",
+            mood="retention", refused=0.03, lost_late=0.03, force=True, archive=6.0)  # fmt: skip
+def stray_records_stay(_self: Staging, _image: str) -> None:
+    return
