@@ -80,6 +80,7 @@ def _adopt(visit: Visit, source: Source, build: Build, image: str) -> str:
     marker = visit.marker
     archived = _find(visit, source, build, image)
     with visit.locks.take(build.key) as work:
+        marker.look_afresh(build)
         if not marker.is_older(build, image):
             return "left: it was staged or removed meanwhile"
         there, allocated = _hash(marker.image_path(build, image))

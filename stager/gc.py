@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stager import durable
 from stager.config import Config, KeepBuilds
-from stager.errors import BuildBusy, RequestError
+from stager.errors import BuildBusy, RequestError, TakenOver
 from stager.layout import FLAG, PIN_PREFIX, Build, Paths, parse_build
 from stager.lock import Work
 from stager.marker import Marker, Sidecar
@@ -60,9 +60,14 @@ def collect(visit: Visit, *, dry_run: bool = False) -> Iterator[Removal]:
     if not any((rules.keep, rules.age, rules.size)):
         return
     builds = survey(config, now)
-    for staged, why in choose(builds, rules, now, _missing_bytes(config)):
+    chosen = choose(builds, rules, now, _missing_bytes(config))
+    for staged, why in chosen:
         spared = "" if dry_run else _remove_build(visit, staged)
         yield Removal(staged.build, why, staged.bytes, spared)
+    going = {id(staged) for staged, _ in chosen}
+    for staged in builds:
+        if id(staged) not in going and not dry_run:
+            _mend_flag(visit, staged)
 
 
 def survey(config: Config, now: float) -> list[Staged]:
@@ -203,9 +208,20 @@ def _remove_build(visit: Visit, staged: Staged) -> str:
         return f"busy: {e}"
 
 
+def _mend_flag(visit: Visit, staged: Staged) -> None:
+    """List a build again that a removal, cut short, took out of its flag, and that now stays."""
+    build, marker = staged.build, visit.marker
+    if set(staged.images) <= set(marker.read_flag(build)) or marker.is_true(build):
+        return
+    with suppress(BuildBusy, TakenOver), visit.locks.take(build.key) as work:
+        marker.look_afresh(build)
+        marker.write_flag(work, build)
+
+
 def remove(work: Work, marker: Marker, staged: Staged, now: float) -> str:
     """Remove images under the build's token, in the order the head of this file argues for."""
     build, paths = staged.build, marker.paths
+    marker.look_afresh(build)
     marker.write_flag(work, build, without=staged.images)
     used = max(_touched(paths.sidecar(build.key, image)) for image in staged.images)
     if now - used < LATELY_SECONDS:

@@ -78,6 +78,7 @@ def _stage(tools: Tools, case: Case) -> None:
         raise TooManyAttempts(f"the daemon died on this request {case.claim.a} times")
     with tools.locks.take(request.build.key) as work:
         try:
+            tools.marker.look_afresh(request.build)
             tools.marker.check_target(request.build)
             _mend_flag(tools, request, work)
             missing = _missing(tools, case)

@@ -68,8 +68,7 @@ class Locks:
             raise BuildBusy(owner)
         room = self.paths.locks / key
         for lower in sorted(tokens)[:-1]:
-            if not lower.inst:
-                self._away(room / str(lower))
+            self._away(room / str(lower))
         mine = Token(max(tokens).n + 1, self.heart.inst, nonce())
         with self._lock:
             self._held.add(str(mine))

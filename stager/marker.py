@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,6 +55,18 @@ class Marker:
 
     def __init__(self, paths: Paths, image_files: dict[str, str]) -> None:
         self.paths, self.image_files = paths, image_files
+
+    def look_afresh(self, build: Build) -> None:
+        """Have the names of a build's files asked for anew, once its token is ours.
+
+        On NFS one that was missing when we looked before it was staged is "missing" for half a
+        minute more, and a flag written by that would lose an image. A touch of the directory ends
+        that, and with the token nobody else changes it.
+        """
+        if durable.is_nfs(self.paths.static):
+            for directory in (self.paths.target(build), self.paths.sidecars):
+                with suppress(FileNotFoundError):
+                    durable.set_time(directory)
 
     def image_path(self, build: Build, image: str) -> Path:
         """Return where an image is visible."""

@@ -46,9 +46,11 @@ def _mend(visit: Visit, mend: Mend) -> None:
         visit.locks.take(mend.key).release()
     elif isinstance(mend, MendFlag):
         with visit.locks.take(mend.build.key) as work:
+            visit.marker.look_afresh(mend.build)
             visit.marker.write_flag(work, mend.build)
     elif isinstance(mend, MendRecord):
         with visit.locks.take(mend.build.key) as work:
+            visit.marker.look_afresh(mend.build)
             if visit.marker.good(mend.build, mend.image) is None:
                 visit.marker.write_flag(work, mend.build, without=[mend.image])
                 work.away(visit.spool.paths.sidecar(mend.build.key, mend.image))

@@ -55,6 +55,8 @@ class Rounds:
         for inst in heart.bury(busy):
             log.info("an instance is gone", instance=inst)
             self._dead.add(inst)
+            # It may have died before it touched the directory of its answers again (NFSv3).
+            visit.spool.note_published(visit.spool.paths.results)
 
     def _free_tokens(self, visit: Visit) -> None:
         """Free what the buried held, some builds at a time: there may be many thousands."""

@@ -120,6 +120,7 @@ class Staging:
             self.kept.add(image)
             return
         self.heart.confirm()
+        self._drop_stray_record(image)
         visible = self.marker.image_path(self.build, image)
         # Below images/, which must be there: a mount point that lost its filesystem stays empty.
         durable.make_dirs(visible.parent, self.marker.paths.images)
@@ -131,6 +132,16 @@ class Staging:
         else:
             self._swap(image, file, visible)
         self._record(image, visible, unpacked)
+
+    def _drop_stray_record(self, image: str) -> None:
+        """Take away the record of an image that is gone, as a removal cut short leaves it.
+
+        A new image of the same size would be taken for the old one, should we die before we record
+        it.
+        """
+        path = self.marker.paths.sidecar(self.build.key, image)
+        if Sidecar.read(path) is not None and self.marker.good(self.build, image) is None:
+            self.work.away(path)
 
     def _adopt(self, image: str, member: Member) -> bool:
         """Take an image that is visible without a place in the flag, if it is what it should be."""

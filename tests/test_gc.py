@@ -85,18 +85,18 @@ def collect(lab: Lab, *words: str) -> dict[str, dict[str, Any]]:
 
 
 def builds(lab: Lab) -> set[str]:
-    """Return the builds that have images; exactly those have sidecars."""
-    flags, recorded = there(lab)
+    """Return the builds that have an image, a sidecar or a flag; each has all of them."""
+    flags, recorded = remains(lab)
     assert recorded == flags
     return flags
 
 
-def there(lab: Lab) -> tuple[set[str], set[str]]:
+def remains(lab: Lab) -> tuple[set[str], set[str]]:
     """Return the builds that have an image or a flag, and those that have a sidecar."""
     flags = {f"gs://{BUCKET}/{p.parent.parent.name}/{p.parent.name}"
              for p in (lab.root / "static/images").glob("*/*/*")}  # fmt: skip
     every = {*(url(n) for n in range(4)), *(url(n, "other") for n in range(2))}
-    return flags, {b for b in every if sidecars(lab, b)}
+    return flags, {build for build in every if sidecars(lab, build)}
 
 
 def test_without_rules_nothing_goes(used: Lab) -> None:
@@ -291,6 +291,13 @@ def test_an_interrupted_removal_is_finished_by_the_next(used: Lab) -> None:
     assert not used.target(url(0)).exists()
 
 
+def test_a_build_that_stays_is_listed_again_after_a_removal_that_was_cut_short(used: Lab) -> None:
+    used.write_config(retention={"builds": {"age": "9d"}})
+    (used.target(url(3)) / "staged").write_text("")
+    assert url(3) not in collect(used)
+    assert used.flag(url(3)) == ["test", "base"]
+
+
 def test_a_removed_build_is_staged_again_on_request(used: Lab) -> None:
     used.write_config(retention={"builds": {"age": "9d"}})
     collect(used)
@@ -303,7 +310,8 @@ def test_the_daemon_does_it_by_itself(used: Lab) -> None:
     used.write_config(retention={"builds": {"age": "9d"}})
     with used.running() as daemon:
         daemon.await_log("removed a build")
-        until(lambda: there(used) == ({url(1), url(2), url(3)},) * 2)
+        left = {url(1), url(2), url(3)}
+        until(lambda: remains(used) == (left, left))
 
 
 # -- answers and requests --------------------------------------------------------------------------

@@ -253,6 +253,7 @@ def test_the_token_of_an_owner_that_was_buried_is_taken_over_at_once(lab: Lab) -
         pytest.param(["9.free", "10.free"], ["11.ME"], id="the highest number, not the last name"),
         pytest.param(["3.free", "5.free"], ["6.ME"], id="two free ones"),
         pytest.param(["2.free", "4.DEAD.abcdefgh"], ["5.ME"], id="a free one below a dead owner's"),
+        pytest.param(["1.DEAD.abcdefgh", "4.free"], ["5.ME"], id="an old one that came back late"),
         pytest.param(["7.free", "8", "9.tmp", "notes"], ["8", "8.ME", "9.tmp", "notes"],
                      id="other files"),
     ],

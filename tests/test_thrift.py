@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archives import make_image
 from lab import BUILD, FILES, Lab, until
 
 from stager import durable
@@ -103,6 +104,33 @@ def test_an_image_that_a_cache_hid_is_not_replaced(
         staging.stage(["test"])
     assert not hidden
     assert (visible.stat().st_ino, lab.flag()) == (inode, ["test"])
+
+
+def test_an_image_never_gets_the_record_of_one_that_is_gone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = ({FILES["test"]: make_image(seed, 100_000)} for seed in (1, 2))
+    lab.archive(images=old)
+    lab.drop("a")
+    lab.once()
+    lab.image("test").unlink()
+    lab.archive(images=new)
+    real, peer, config = os.link, lab.peer(), load_config(lab.config, {})
+    build = parse_build(BUILD, frozenset(FILES.values()))
+
+    def link_and_die(source: Any, target: Any, **options: Any) -> None:
+        real(source, target, **options)
+        raise OSError(errno.EIO, "the end")
+
+    archive = DirectorySource(lab.root / "archive").look(build, lambda _: None)
+    marker, room = Marker(config.paths, config.images), Room(config.paths.static, config)
+    with peer.locks.take(build.key) as work:
+        staging = Staging(build, work, archive, marker, room, peer.heart, Progress(), "1-a")
+        monkeypatch.setattr(os, "link", link_and_die)
+        with pytest.raises(OSError, match="the end"):
+            staging.stage(["test"])
+    assert lab.image("test").read_bytes() == new[FILES["test"]]
+    assert marker.good(build, "test") is None
 
 
 def test_the_doctor_knows_the_files_of_an_nfs_client(lab: Lab) -> None:

@@ -4,8 +4,9 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from model.fileserver import Change
+from model.fileserver import EPOCH, Change
 from stager import result
 from stager.layout import ROOMS, Build, Claim
 
@@ -26,6 +27,8 @@ class Asked:
     ended: list[str] = field(default_factory=list)
     """The claims it was committed under."""
     answers: list[str] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
+    """Its images that were not there when it was committed."""
 
     @property
     def sha(self) -> str:
@@ -46,10 +49,11 @@ class Answers:
         self.visible: dict[str, tuple[int, str]] = {}
         """Path of an image: its inode and SHA-256."""
         self.used: dict[tuple[str, str], float] = {}
-        """Build key and image: when an answer was last given from it."""
+        """Build key and image: when an answer was last made from it."""
         self.keep_seconds = 0.0
         """How long after its use an image must not be removed; 0: never."""
-        self.lost_answers = 0
+        self.published: dict[str, list[str]] = {}
+        """Name of an answer: the ids of the requests it was published for."""
         self._claims: dict[str, Asked] = {}
         self._ids: dict[str, Asked] = {}
 
@@ -87,6 +91,8 @@ class Answers:
     def _committed(self, asked: Asked, name: str) -> None:
         claim = Claim.parse(name)
         asked.ended.append(name)
+        images = [image for image in asked.images if image in self.files]
+        asked.gone = {i for i in images if self._image_path(asked.build, i) not in self.visible}
         if len(asked.ended) > 1:
             self.accuse(f"I2: request {asked.number} was committed twice: {asked.ended}")
         self._claims[name] = asked
@@ -114,10 +120,11 @@ class Answers:
         if claim is None or not result.fits(data, claim):
             self.accuse(f"I2: {name} does not fit its claim")
         asked.answers.append(line)
+        self.published.setdefault(name, []).append(claim.request_id if claim else "")
         if len(asked.answers) > 1:
             self.accuse(f"I2: request {asked.number} was answered twice: {asked.answers}")
         if answer.request_sha256 is None and answer.error and answer.error.code == "internal":
-            self.lost_answers += 1
+            self.accuse(f"I2: the answer to request {asked.number} was lost")
         elif answer.request_sha256 != asked.sha:
             self.accuse(f"request {asked.number} was answered for other bytes")
         room = "done" if answer.state.value.endswith("staged") else "failed"
@@ -126,17 +133,25 @@ class Answers:
         if room == "done":
             self._promised(asked, answer)
 
+    def read(self, name: str, request_id: str) -> None:
+        """Judge what somebody who waits has read."""
+        if request_id not in self.published.get(name, []):
+            self.accuse(f"I2: {name} was read as the answer to {request_id}")
+
     def _promised(self, asked: Asked, answer: result.Result) -> None:
         """See that what an answer names is there."""
         for image in asked.images:
+            if image not in self.files:
+                self.accuse(f"request {asked.number} was answered with a {image} image")
+                continue
             key = (asked.build.key, image)
             part = (answer.images or {}).get(image)
             if part is None or part.sha256 not in self.known[key]:
                 self.accuse(f"request {asked.number} was answered with an unknown {image} image")
-            gone = self._image_path(asked.build, image) not in self.visible
-            if gone and self.now() - self.used.get(key, -1e9) > self.keep_seconds:
+            if image in asked.gone:
                 self.accuse(f"request {asked.number} was answered without its {image} image")
-            self.used[key] = self.now()
+            made = datetime.fromisoformat(answer.finished).timestamp() - EPOCH
+            self.used[key] = max(self.used.get(key, made), made)
 
     def _image_path(self, build: Build, image: str) -> str:
         return f"{self.static}/{build.target}/{self.files[image]}"

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from model.calls import Machine
+from model.clocks import Pool
 from model.nfsclient import Client
-from model.standins import Machine, Pool
 from model.turns import Event, Scheduler
 from stager.config import Config
 from stager.errors import MachineFault
@@ -17,13 +18,15 @@ class Instance(Machine):
 
     def __init__(
         self, world: Scheduler, config: Config, ended: Callable[["Instance", bool], None],
-        client: Client, boot: str, pid: int,
+        client: Client, boot: str, pid: int, machine_id: str,
     ) -> None:  # fmt: skip
-        super().__init__(client, boot, pid)
+        super().__init__(client, boot, pid, machine_id)
         self.world, self.config, self.ended = world, config, ended
         self.wake = Event(world, once=True)
         self.server: Server | None = None
         self.stopping = False
+        self.ailing_until = world.now
+        """When what kept it from its work, or a thread of it, ended last."""
         rng = world.rng
         self.clock_offset = rng.uniform(0.0, 1e5)
         self.wall_offset = rng.choice((0.0, 0.0, 3600.0, -7200.0))
@@ -37,7 +40,7 @@ class Instance(Machine):
         failed = False
         while not self.stopping:
             server = self._make()
-            self.server = server
+            self.server, self.ailing_until = server, self.world.now
             try:
                 server.start()
             except (OSError, MachineFault):

@@ -26,6 +26,7 @@ class Odds:
     split_listing: float = 0.0
     stale_name: float = 0.0
     slow: float = 0.0
+    busy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Network:
     disk: Disk
     odds: Odds
     late: list[Late] = field(default_factory=list)
+    cached_seconds: float = 30.0
+    late_seconds: tuple[float, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     trace: Callable[..., None] = lambda *_: None
     ghosts: set[int] = field(default_factory=set)
@@ -106,7 +109,7 @@ class Network:
     def hold(self, sent: Sent, most: float = 1e9, *, is_duplicate: bool = False) -> None:
         """Have a request executed later."""
         rng = self.world.rng
-        due = self.world.now + min(most, rng.expovariate(1 / rng.choice((0.3, 3.0, 30.0))))
+        due = self.world.now + min(most, rng.expovariate(1 / rng.choice(self.late_seconds)))
         self.late.append(Late(due, Handles(*sent.paths), sent, is_duplicate))
 
     def deliver(self, *, everything: bool = False) -> None:

@@ -2,42 +2,27 @@
 
 Replies are lost, so that a request is executed again and its second result returned, or an error
 is returned for what was done, or is done later; duplicates are executed much later. Listings are
-old where the directory's time did not change (NFSv3), or split by a rename; names and attributes
-are old for up to half a minute, and a cached name opens the file that had it before.
+old where the directory's time did not change (NFSv3), or split by a rename; what else is old is
+the cache's.
 """
 
 import errno
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from model.cached import Cache
 from model.network import Network, Sent
 from model.turns import Killed
 
-CACHED_SECONDS = 30.0
-MOST_CACHED = 60
 
-
-@dataclass(slots=True)
-class Name:
-    """A cached name: the file it led to (None: nothing), as it was then."""
-
-    handle: int | None
-    info: os.stat_result | None
-    since: float
-
-
-class Client:
+class Client(Cache):
     """The calls that reach the server, for one machine."""
 
     def __init__(self, network: Network, name: str) -> None:
-        self.network, self.name = network, name
-        self.world, self.disk = network.world, network.disk
+        super().__init__(network, name)
         self.cut_until = 0.0
         self.files: dict[int, str] = {}
-        self._listed: dict[str, tuple[tuple[int, int], list[str]]] = {}
-        self._names: dict[str, dict[str, Name]] = {}
 
     # -- the way to the server -------------------------------------------------------------------
 
@@ -107,6 +92,11 @@ class Client:
         self._own_change(path)
 
     def rmdir(self, path: str) -> None:
+        if self.world.rng.random() < self.network.odds.busy:
+            # A file in it that was removed while it was open has another name, `.nfs...`.
+            self.travel()
+            self.network.count("directory kept")
+            raise OSError(errno.ENOTEMPTY, "kept", path)
         try:
             self._change(self.disk.rmdir, path)
         finally:
@@ -116,6 +106,7 @@ class Client:
     def utime(self, path: str) -> None:
         name = self._look(path)
         self.travel()
+        name = self._kept(path, name)
         # One's own change of a directory: the client asks for its names anew.
         self._listed.pop(path, None)
         self._drop_names(path)
@@ -195,6 +186,7 @@ class Client:
         """Open what the name leads to, which can be the file that had it before."""
         name = self._look(path)
         self.travel()
+        name = self._kept(path, name)
         if name is not None and name.handle is None:
             raise FileNotFoundError(errno.ENOENT, "cached: no such file", path)
         if name is not None and name.handle is not None:
@@ -207,16 +199,13 @@ class Client:
         self._remember(path)
         return os.open(path, flags)
 
-    def written(self, fd: int) -> None:
-        """Take note of a write to an open file."""
-        self.disk.touch(os.fstat(fd).st_ino)
-
     def synced(self, fd: int) -> None:
         """Send what was written to the server."""
         self.travel()
         if self.world.rng.random() < self.network.odds.refused:
             self.network.count("sync failed")
             raise OSError(errno.EIO, "refused", self.files[fd])
+        self._synced(fd)
 
     def inodes(self, path: str) -> Iterator[tuple[str, int]]:
         for name in self.listdir(path):
@@ -224,67 +213,3 @@ class Client:
                 yield name, os.lstat(f"{path}/{name}").st_ino
             except FileNotFoundError:
                 yield name, 0
-
-    # -- what is cached --------------------------------------------------------------------------
-
-    def _look(self, path: str) -> Name | None:
-        """Return what is cached for a name, if this look is served from there."""
-        name = self._cached(path)
-        if name is None or self.world.rng.random() >= self.network.odds.stale_name:
-            return None
-        if self.world.now - name.since > CACHED_SECONDS:
-            return None
-        self._tell_stale(path, name)
-        return name
-
-    def _tell_stale(self, path: str, name: Name) -> None:
-        try:
-            inode = os.lstat(path).st_ino
-        except FileNotFoundError:
-            inode = 0
-        cached = name.info.st_ino if name.info else 0
-        if inode != cached:
-            self.network.count("stale name")
-            self.network.trace(self.name, "stale name", path, f"{cached} for {inode}")
-
-    def _remember(self, path: str) -> os.stat_result:
-        self._forget(path)
-        names = self._names.setdefault(os.path.dirname(path), {})
-        while len(names) >= MOST_CACHED:
-            self._close(names.pop(next(iter(names))))
-        try:
-            info = self.disk.stat(path)
-        except FileNotFoundError:
-            names[os.path.basename(path)] = Name(None, None, self.world.now)
-            raise
-        handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        names[os.path.basename(path)] = Name(handle, info, self.world.now)
-        return info
-
-    def _cached(self, path: str) -> Name | None:
-        return self._names.get(os.path.dirname(path), {}).get(os.path.basename(path))
-
-    def _forget(self, path: str) -> None:
-        name = self._names.get(os.path.dirname(path), {}).pop(os.path.basename(path), None)
-        if name is not None:
-            self._close(name)
-
-    def _drop_names(self, directory: str) -> None:
-        for name in self._names.pop(directory, {}).values():
-            self._close(name)
-
-    def _own_change(self, *paths: str) -> None:
-        # Only a success tells the client so; a failure does if the directory's time shows it.
-        for path in paths:
-            self._listed.pop(os.path.dirname(path), None)
-
-    @staticmethod
-    def _close(name: Name) -> None:
-        if name.handle is not None:
-            os.close(name.handle)
-
-    def shut(self) -> None:
-        """Forget everything, and close the handles."""
-        for directory in list(self._names):
-            self._drop_names(directory)
-        self._listed.clear()
