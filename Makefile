@@ -66,7 +66,7 @@ test-faults: $(BIN)/.debian
 # The model of several machines (tests/model): in a minute, and for as many seeds as wanted.
 SCHEDULES ?= 1000
 FIRST ?= 1
-MODEL := PYTHONPATH=.:tests $(BIN)/python -m model.soak
+MODEL := PYTHONHASHSEED=0 PYTHONPATH=.:tests $(BIN)/python -m model.soak
 
 test-model: $(BIN)/.test
 	@$(BIN)/python -m pytest -q tests/model

@@ -23,6 +23,7 @@ class Fate(People):
         self.witness.lives, self.witness.sound = self._fit, self._sound
         self.sharing = Sharing(self.plan, self.witness, self._sound)
         self.witness.clones = self.plan.clones
+        self.witness.slack_seconds = 30.0 if self.plan.odds.slow else 1.0
         self._overtaken: set[Instance] = set()
         self.chaotic = True
         self._later: list[tuple[float, Callable[[], None]]] = []
@@ -33,6 +34,8 @@ class Fate(People):
     def _see(self, change: Change) -> None:
         self.witness.see(change)
         self.sharing.see(change, self._running())
+        if self.plan.held_up:
+            self._hold_up(change)
         if self.chaotic and change.verb == "rename" and not change.late:
             self._spring(change)
         if "/.stager/locks/" in change.path and 0.0 < self.plan.just_then > self.world.rng.random():
@@ -48,6 +51,12 @@ class Fate(People):
                 self._overtaken.discard(instance)
                 wait = self.world.rng.choice((0.0, 0.05, 0.3, 1.0, 3.0, 6.0))
                 self._at(wait, partial(self._resume, instance))
+
+    def _hold_up(self, change: Change) -> None:
+        """Stop the thread that has begun to write an answer."""
+        writing = change.verb == "mkdir" and change.path.startswith(f"{self.root}/spool/tmp/")
+        if writing and (task := current()) and self.world.rng.random() < self.plan.held_up:
+            task.stalled_until = self.world.now + self.plan.hung_seconds
 
     def _spring(self, change: Change) -> None:
         """Strike where it hurts: just after a step that others see."""

@@ -157,6 +157,8 @@ class History(Fate):
 
     def _read(self) -> None:
         """See that all answers are there for who only reads."""
+        # What was published last is touched again a tick later.
+        self._step(self.world.now + max(0.0, 2 * self.plan.tick - 10.0))
         self.world.spawn(self.reader, "last look", self.reader.look_at_all)
         self._step(self.world.now + 30.0)
         for name in ["any"] if self.reader.missing is None else self.reader.missing:

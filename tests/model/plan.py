@@ -57,6 +57,8 @@ class Plan:
     """Whether a build's directory holds a file of somebody else's, and the flag a line."""
     cached_seconds: float
     """How long names may be cached: less than the lease, or more."""
+    held_up: float
+    """How likely who begins to write an answer is held up for `hung_seconds`."""
     hung: float
     """How likely it is a worker's call that stalls."""
     hung_seconds: float
@@ -106,6 +108,7 @@ class Plan:
             clones=rng.random() < 0.15,
             foreign=rng.random() < 0.3,
             cached_seconds=rng.choice((30.0, 30.0, 60.0)),
+            held_up=0.0,
             hung=0.0,
             hung_seconds=300.0,
             looked_at=0.0,

@@ -30,6 +30,8 @@ class Witness(Staged):
         """Whether, besides, nothing has ailed it for more than a lease."""
         self.clones = False
         """Whether all machines have one machine id."""
+        self.slack_seconds = 1.0
+        """How long after a beat the others are looked at, at most."""
         self._beats: dict[str, list[float]] = {}
 
     def see(self, change: Change) -> None:
@@ -79,7 +81,7 @@ class Witness(Staged):
         looks = max(b for other, b in self._beats.items() if other.rpartition("-")[0] == host)
         first, *beats = self._beats[inst]
         spans = [(a, b) for a, b in pairwise(looks) if a > first]
-        return any(a + 1.0 < beat < b for a, b in spans for beat in beats)
+        return any(a + self.slack_seconds < beat < b for a, b in spans for beat in beats)
 
     def _is_left(self, place: str, name: str) -> bool:
         """Whether this is a work directory whose token was given back."""

@@ -14,6 +14,7 @@ from unittest import mock
 
 from model import moods
 from model.plan import Plan
+from model.seeds import SEEDS
 from stager import durable
 
 WORLD: Any = durable
@@ -28,10 +29,10 @@ class Fault:
     changes: dict[str, Any]
     """By target: what takes its place."""
     mood: str = ""
-    seed: int = 1
-    """One that shows it."""
     likely: dict[str, Any] = field(default_factory=dict)
     """What differs from the mood."""
+    seed: int = 1
+    """One that shows it."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -43,14 +44,15 @@ class Fault:
 
     def shape(self, plan: Plan) -> None:
         """Make likely what the rule is for."""
-        moods.shape(plan, (moods.MOODS[self.mood] if self.mood else {}) | self.likely)
+        mood = moods.MOODS[self.mood] if self.mood else {}
+        moods.shape(plan, {"clones": False} | mood | self.likely)
 
 
 FAULTS: dict[str, Fault] = {}
 
 
 def leaves_out(
-    rule: str, *targets: str, mood: str = "", seed: int = 1, also: dict[str, Any] | None = None,
+    rule: str, *targets: str, mood: str = "", also: dict[str, Any] | None = None,
     **likely: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a function that lacks a rule; `also`: what else must change with it."""
@@ -58,7 +60,7 @@ def leaves_out(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__.replace("_", "-")
         changes = dict.fromkeys(targets, function) | (also or {})
-        FAULTS[name] = Fault(rule, changes, mood, seed, likely)
+        FAULTS[name] = Fault(rule, changes, mood, likely, SEEDS.get(name, 1))
         return function
 
     return register

@@ -8,7 +8,14 @@ from stager.spool import Spool
 from stager.watch import Watch
 
 
-@leaves_out("take and accept are two renames", "stager.spool.Spool.take", mood="duplicates")
+@leaves_out(
+    "take and accept are two renames",
+    "stager.spool.Spool.take",
+    mood="duplicates",
+    duplicate=0.5,
+    redrop=0.9,
+    drops=20,
+)
 def no_accept(self: Spool, name: str) -> Claim | None:
     file = name if can_name_result(request_name(name)) else ""
     source = self.paths.requests / name

@@ -46,7 +46,9 @@ def goes_on_though_buried(self: Heart) -> None:
             self._confirmed()
 
 
-@leaves_out("two machines may have one id", "stager.instance.Heart._sample", mood="clones")
+@leaves_out(
+    "two machines may have one id", "stager.instance.Heart._sample", mood="clones", slow=0.0
+)
 def clones_not_seen(self: Heart, inst: str, count: int, now: float) -> _Seen:
     seen = _SAMPLE(self, inst, count, now)
     seen.cloned = False
@@ -57,8 +59,8 @@ _SAMPLE = Heart._sample
 
 
 @leaves_out("what is swept was left over twice, a lease apart", "stager.sweep.Sweeper.sweep",
-            mood="crowd", kill=4.0, drops=40, drop=12.0, force=True,
-            chaos_seconds=150.0)  # fmt: skip
+            mood="crowd", kill=8.0, drops=60, drop=14.0, force=True, slow=0.0,
+            chaos_seconds=250.0)  # fmt: skip
 def swept_at_once(self: Sweeper) -> list[Path]:
     return [path for path in self._leftovers() if self._remove(path)]
 

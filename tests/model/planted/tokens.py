@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 from model.planted import WORLD, leaves_out
 from stager import durable
@@ -10,7 +11,8 @@ from stager.errors import BuildBusy
 from stager.lock import Locks, Token, Work, _number
 
 
-@leaves_out("the owners before are fenced", "stager.lock.Work.open", mood="zombies")
+@leaves_out("the owners before are fenced", "stager.lock.Work.open", mood="zombies", machines=3,
+            ambush=0.6, chaos_seconds=300.0)  # fmt: skip
 def no_fence(self: Work) -> None:
     self.dir = self._make(self.paths.work / f"{self.key}.{self.token}")
     self.check()
@@ -27,17 +29,23 @@ def open_unchecked(self: Work) -> None:
 
 
 @leaves_out("after the fence, see that the token is still ours", "stager.lock.Work.open",
-            mood="zombies", ambushes=("static/.stager/locks",))  # fmt: skip
+            mood="zombies", ambushes=("static/.stager/locks",), machines=3,
+            chaos_seconds=300.0)  # fmt: skip
 def no_recheck(self: Work) -> None:
     open_unchecked(self)
 
 
-@leaves_out("a fence counts when rmdir succeeded", "stager.durable.remove_tree", mood="zombies",
-            busy=0.7)  # fmt: skip
-def half_a_fence(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
+def _half_removed(path: Path, tries: int = 5) -> bool:  # noqa: ARG001
     with suppress(OSError):
         WORLD.shutil.rmtree(path)
     return True
+
+
+@leaves_out("a fence counts when rmdir succeeded", mood="zombies", busy=0.9, machines=3,
+            archive=6.0, ambush=0.8, ambushes=("static/images",), chaos_seconds=300.0, also={
+    "stager.lock.durable": SimpleNamespace(**vars(durable) | {"remove_tree": _half_removed})
+})  # fmt: skip
+def half_a_fence() -> None: ...
 
 
 @leaves_out("a work directory is made elsewhere and renamed in", "stager.lock.Work._make",

@@ -66,7 +66,8 @@ def flag_in_place(self: Marker, _work: Work, build: Any, lines: list[str]) -> No
 
 
 @leaves_out("flag and record are true again when nothing late can come", "stager.job._mend_flag",
-            mood="half done")  # fmt: skip
+            mood="half done", ambush=0.7, ambushes=("static/.stager/sidecars",), kill=4.0,
+            retention=False, drops=8)  # fmt: skip
 def never_mended(_tools: Any, _request: Any, _work: Work) -> None:
     return
 
@@ -92,10 +93,4 @@ _WRITE_NEW = durable.write_new
             mood="old names", absent=0.4, cached_seconds=90.0, machines=2, force=False, builds=2,
             drops=10, redrop=0.0, slow=0.0, chaos_seconds=50.0)  # fmt: skip
 def names_as_they_were(_self: Marker, _build: Any) -> None:
-    return
-
-
-@leaves_out("a record goes with its image", "stager.stage.Staging._drop_stray_record",
-            mood="retention", refused=0.03, lost_late=0.03, force=True, archive=6.0)  # fmt: skip
-def stray_records_stay(_self: Staging, _image: str) -> None:
     return
