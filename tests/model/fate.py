@@ -53,9 +53,13 @@ class Fate(People):
                 self._at(wait, partial(self._resume, instance))
 
     def _hold_up(self, change: Change) -> None:
-        """Stop the thread that has begun to write an answer."""
-        writing = change.verb == "mkdir" and change.path.startswith(f"{self.root}/spool/tmp/")
-        if writing and (task := current()) and self.world.rng.random() < self.plan.held_up:
+        """Stop the thread that has just made something."""
+        made = f"{change.verb} {os.path.relpath(change.path, self.root)}"
+        if (
+            made.startswith(self.plan.held_up_at)
+            and (task := current())
+            and self.world.rng.random() < self.plan.held_up
+        ):
             task.stalled_until = self.world.now + self.plan.hung_seconds
 
     def _spring(self, change: Change) -> None:

@@ -58,7 +58,9 @@ class Plan:
     cached_seconds: float
     """How long names may be cached: less than the lease, or more."""
     held_up: float
-    """How likely who begins to write an answer is held up for `hung_seconds`."""
+    """How likely who makes something is held up then, for `hung_seconds`."""
+    held_up_at: str
+    """What that is, by its beginning."""
     hung: float
     """How likely it is a worker's call that stalls."""
     hung_seconds: float
@@ -109,6 +111,7 @@ class Plan:
             foreign=rng.random() < 0.3,
             cached_seconds=rng.choice((30.0, 30.0, 60.0)),
             held_up=0.0,
+            held_up_at="mkdir spool/tmp/",
             hung=0.0,
             hung_seconds=300.0,
             looked_at=0.0,

@@ -9,7 +9,6 @@ SEEDS = {
     "fixed-claim-name": 8,
     "flag-before-touch": 30,
     "goes-on-though-buried": 14,
-    "half-a-fence": 17,
     "made-in-place": 9,
     "names-as-they-were": 11,
     "never-adopted": 6,

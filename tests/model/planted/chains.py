@@ -136,7 +136,7 @@ CROWDED: dict[str, Any] = {"builds": 1, "force": True, "drops": 40, "chaos_secon
 
 
 @leaves_out("who linked a generation looks whether it is the last", mood="crowd",
-            stall=12.0, hung=1.0, hung_seconds=12.0, drop=30.0,
+            held_up=0.2, held_up_at="create static/.stager/tmp/", hung_seconds=12.0,
             **CROWDED, also={"stager.server.Locks": Unverified})  # fmt: skip
 def chain_unverified() -> None: ...
 
