@@ -5,6 +5,7 @@ SEEDS = {
     "bad-samples-count": 17,
     "chain-renamed": 6,
     "checked-by-name": 34,
+    "clones-not-seen": 17,
     "dead-and-unseen": 4,
     "fixed-claim-name": 8,
     "flag-before-touch": 30,
@@ -18,6 +19,7 @@ SEEDS = {
     "no-look-after-an-error": 3,
     "no-recheck": 13,
     "not-touched-again": 2,
+    "swept-at-once": 21,
     "the-dead-keep": 7,
     "the-lowest-token": 18,
     "unlinked": 16,
@@ -26,3 +28,6 @@ SEEDS = {
     "whatever-is-there": 4,
     "workers-wait": 4,
 }
+
+RARE = {"chain-unverified"}
+"""What a few histories do not show; looked for by name."""

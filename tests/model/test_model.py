@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-SCHEDULES = 40
+SCHEDULES = 25
 BUDGET = 3
 
 

@@ -132,11 +132,13 @@ class Renamed(Chain):
     leaves_a_marker = False
 
 
-CROWDED: dict[str, Any] = {"builds": 1, "force": True, "drops": 40, "chaos_seconds": 100.0}
+CROWDED: dict[str, Any] = {
+    "builds": 1, "force": True, "drops": 40, "chaos_seconds": 100.0, "archive": 10.0,
+}  # fmt: skip
 
 
 @leaves_out("who linked a generation looks whether it is the last", mood="crowd",
-            held_up=0.2, held_up_at="create static/.stager/tmp/", hung_seconds=12.0,
+            held_up=0.4, held_up_at="create static/.stager/tmp/", hung_seconds=7.0,
             **CROWDED, also={"stager.server.Locks": Unverified})  # fmt: skip
 def chain_unverified() -> None: ...
 
