@@ -119,7 +119,12 @@ def test_what_we_could_not_remove_ourselves_is_swept(lab: Lab) -> None:
     left.touch()
     sweeper = Sweeper(peer.spool.paths, peer.heart)
     began = time.monotonic()
-    until(lambda: peer.heart.observe() or left in sweeper.sweep(), "swept", 10)
+
+    def swept() -> bool:
+        peer.heart.observe()
+        return left in sweeper.sweep()
+
+    until(swept, "swept")
     assert time.monotonic() - began > peer.heart.lease
     assert not left.exists()
 
