@@ -124,7 +124,7 @@ def test_what_we_could_not_remove_ourselves_is_swept(lab: Lab) -> None:
         peer.heart.observe()
         return left in sweeper.sweep()
 
-    until(swept, "swept", 10)
+    until(swept, "swept")
     assert time.monotonic() - began > peer.heart.lease
     assert not left.exists()
 
