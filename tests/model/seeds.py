@@ -1,6 +1,7 @@
 """Seeds that show a planted fault, where the first does not: `python -m model.soak rules` tells."""
 
 SEEDS = {
+    "chain-unverified": 14,
     "adopted-in-place": 4,
     "bad-samples-count": 17,
     "chain-renamed": 6,
@@ -28,6 +29,3 @@ SEEDS = {
     "whatever-is-there": 4,
     "workers-wait": 4,
 }
-
-RARE = {"chain-unverified"}
-"""What a few histories do not show; looked for by name."""
