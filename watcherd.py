@@ -75,13 +75,15 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
                     break
                 vigil.tell()
                 server.wait()
-            if not server.buried:
+            # As it is now: what signs off misses its heartbeat file as one that was buried does.
+            buried = server.buried
+            if not buried:
                 vigil.tell("STOPPING=1")
             else:
                 logger.warning("the other machines took this instance for dead: it begins anew")
             server.stop()
         bad += server.tally.bad
-        if not server.buried:
+        if not buried:
             return 1 if once and bad else 0
         try:
             server = begin_anew(config, signals)

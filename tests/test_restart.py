@@ -270,3 +270,27 @@ def test_an_instance_that_is_buried_while_idle_begins_anew(lab: Lab) -> None:
         daemon.await_log("it begins anew")
         assert lab.result(lab.drop("a"))["state"] == "staged"
         assert_answered_once(lab, "a")
+
+
+LATE_BEAT = """\
+import glob, threading, time
+wait = threading.Event.wait
+
+def late(event, timeout=None):
+    told = wait(event, timeout)
+    while threading.current_thread().name == "heartbeat" and glob.glob("{beat}"):
+        time.sleep(0.01)
+    return told
+
+threading.Event.wait = late
+"""
+
+
+def test_a_beat_that_comes_late_at_the_end_is_no_burial(public_dir: Path) -> None:
+    lab = Lab(public_dir, {"heartbeat": "0.1s", "lease": "60s"}).init()
+    beat = lab.root / "spool/instances/*-??????.[0-9]*"
+    (lab.root / "sitecustomize.py").write_text(LATE_BEAT.format(beat=beat))
+    lab.env["PYTHONPATH"] = f"{lab.root}:{lab.environment()['PYTHONPATH']}"
+    with lab.running() as daemon:
+        until(lab.instances, "its heartbeat")
+    assert "stopped" in daemon.log, "and its exit code was 0"
