@@ -3,7 +3,7 @@
 The daemon with the lowest name writes them, each by a rename, from a thread of its own; the others
 only see that they are not the lowest. The pace is calm: nothing is written while nothing changes,
 but for a sign of life, and a look that takes long makes the next one come later. On a network
-filesystem only work in progress hurries it, as each look is many calls. Nothing rests on these
+filesystem only work and its own news hurry it, as each look is many calls. Nothing rests on these
 files, so they are not synced; a fault costs only their freshness.
 """
 
@@ -96,8 +96,8 @@ class Notice:
             self._leads, self._seen = True, ()
             self._history.load(self._published(), self._newborn)
             self._newborn = ""
-        seen = () if self._is_costly else self._look()
         at_work = bool(os.listdir(self.paths.active))
+        seen = (at_work, self._news()) if self._is_costly else self._look()
         since = time.monotonic() - self._written
         if at_work or seen != self._seen or since > SIGN_OF_LIFE_SECONDS:
             self.publish()

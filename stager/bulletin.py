@@ -97,7 +97,8 @@ class Bulletin:
         """Return what changes when others should hear of us soon; may be asked by any thread."""
         fault, tally = self.standing_fault(), self.dispatcher.intake.tally
         said = fault["message"] if fault else ""
-        return said, self.dropbox.stuck, self.paused, tally.good + tally.bad
+        answered = 0 if "answered" in self._slow else tally.good + tally.bad
+        return said, self.dropbox.stuck, self.paused, answered
 
     def view(self) -> dict[str, Any]:
         """Return what is told; bounded, however much waits."""

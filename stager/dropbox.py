@@ -53,7 +53,8 @@ class DropBox:
         self, directory: Path, settle: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.directory, self.settle, self._clock = directory, settle, clock
-        self._is_nfs, self._scans = durable.is_nfs(directory), durable.Scans(directory)
+        self._is_nfs = durable.is_nfs(directory)
+        self._scans = durable.Scans(durable.filesystem_kind(directory))
         self._files: dict[str, _File] = {}
         self._skipped: dict[str, _Skipped] = {}
         self._said: set[str] = set()

@@ -96,8 +96,8 @@ class Scans:
     a touch. Where the disk's filesystem can't count they are as NFSv3: for those, one now and then.
     """
 
-    def __init__(self, place: Path) -> None:
-        self._pause = SELDOM_SECONDS if filesystem_kind(place) == "nfs4" else 0.0
+    def __init__(self, kind: str) -> None:
+        self._pause = SELDOM_SECONDS if kind == "nfs4" else 0.0
         self._touched: dict[Path, float] = {}
 
     def scan(self, directory: Path) -> list[str]:

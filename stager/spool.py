@@ -49,7 +49,7 @@ class Spool:
     def __init__(self, paths: Paths, heart: Heart) -> None:
         self.paths, self.heart = paths, heart
         self.nfs = durable.is_nfs(paths.active)
-        self.scan = durable.Scans(paths.active).scan
+        self.scan = durable.Scans(durable.filesystem_kind(paths.active)).scan
         self._held: set[str] = set()
         self._lock = threading.Lock()
         self._published: dict[Path, float] = {}

@@ -161,6 +161,32 @@ def test_a_listing_touches_the_directory_where_it_decides_something(tmp_path: Pa
     assert tmp_path.stat().st_mtime > 1
 
 
+@pytest.mark.parametrize(("kind", "again"), [("nfs", True), ("nfs4", False)])
+def test_a_scan_touches_each_time_only_where_changes_are_not_counted(
+    kind: str, again: bool, tmp_path: Path
+) -> None:
+    scans = durable.Scans(kind)
+    (tmp_path / "file").touch()
+    for expected in (True, again):
+        os.utime(tmp_path, (0, 0))
+        assert scans.scan(tmp_path) == ["file"]
+        assert (tmp_path.stat().st_mtime > 0) == expected
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_directory_whose_files_are_known_is_removed_with_what_else_came_into_it(
+    more: bool, tmp_path: Path
+) -> None:
+    files = [tmp_path / "desk" / name for name in "ab"]
+    files[0].parent.mkdir()
+    files[0].touch()
+    if more:
+        (tmp_path / "desk/c").touch()
+    assert durable.remove_known(tmp_path / "desk", files)
+    assert os.listdir(tmp_path) == []
+    assert durable.remove_known(tmp_path / "desk", files)
+
+
 def test_discarding_what_is_not_there_is_no_fault(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     for _ in range(2):

@@ -38,6 +38,18 @@ def test_a_status_that_says_nothing_new_is_not_written_again(lab: Lab) -> None:
         assert path.stat().st_ino == inode
 
 
+def test_between_scans_a_daemon_that_polls_does_not_list_what_waits(lab: Lab) -> None:
+    lab.write_config(watch="poll", rescan="1h", settle="1s")
+    lab.archive()
+    name, waiting = lab.drop("one"), lab.root / "spool/waiting"
+    os.utime(waiting, (0, 0))
+    with lab.running():
+        until(lambda: waiting.stat().st_mtime, "the first scan")
+        os.utime(waiting, (0, 0))
+        assert lab.result(name)["state"] == "staged"
+        assert waiting.stat().st_mtime == 0
+
+
 def test_orders_are_found_where_no_event_tells_of_them(lab: Lab) -> None:
     lab.write_config(watch="poll")
     with lab.running():

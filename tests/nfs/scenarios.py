@@ -73,6 +73,9 @@ def cut(machines: Machines, seconds: float, count: int = 200) -> Verdict:
             before, states = run.beats()[inst], run.state("a")
             time.sleep(max(0.0, seconds - 1.5))
             after = run.beats().get(inst)
+            if seconds > LEASE:
+                # On a crowded host the others take longer to be sure.
+                until(lambda: inst not in run.beats(), "its burial", MARGIN_SECONDS)
         finally:
             machines.heal("a")
         healed = time.monotonic()

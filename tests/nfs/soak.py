@@ -26,7 +26,10 @@ from network import Machines, cluster, one_kernel
 from traffic import make_builds
 from verdict import Verdict
 
-COLUMNS = ("requests", "lost", "answered_twice", "wrong", "partial_reads", "double_staging")
+COLUMNS = {
+    "requests": "requests", "lost": "lost", "answered_twice": "twice", "wrong": "wrong",
+    "partial_reads": "partial", "double_staging": "double", "reads": "reads",
+}  # fmt: skip
 Scenario = Callable[[Any], Verdict]
 Make = Callable[[Path, str], AbstractContextManager[Machines]]
 ONE_KERNEL: dict[str, Scenario] = {
@@ -61,11 +64,11 @@ def note(scenario: str, version: str, verdict: Verdict) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the runs as a Markdown table, those of one scenario and version in one row."""
-    heads = ("scenario", "NFS", "runs", "not good", *COLUMNS, "reads", "recovered within")
+    heads = ("scenario", "NFS", "runs", "not good", *COLUMNS.values(), "recovered within")
     lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
     for key in dict.fromkeys((row["scenario"], row["version"]) for row in rows):
         runs = [row for row in rows if (row["scenario"], row["version"]) == key]
-        sums = [sum(row[column] for row in runs) for column in (*COLUMNS, "reads")]
+        sums = [sum(row[column] for row in runs) for column in COLUMNS]
         longest = max(row["recovered_seconds"] for row in runs)
         counts = (len(runs), sum(bool(row["problems"]) for row in runs), *sums)
         lines.append(" | ".join(map(str, (*key, *counts, f"{longest} s"))))

@@ -12,8 +12,11 @@ from soak import note
 from traffic import make_builds
 from verdict import Verdict
 
+VERSIONS = [pytest.param(v, marks=pytest.mark.xdist_group(f"nfs{v}")) for v in ("4.2", "3")]
+"""Each is one guest, so one worker's; the two side by side."""
 
-@pytest.fixture(scope="module", params=["4.2", "3"])
+
+@pytest.fixture(scope="module", params=VERSIONS)
 def machines(request: pytest.FixtureRequest) -> Iterator[OneKernel]:
     lab = Path(tempfile.mkdtemp(prefix="watcherd-nfs-"))
     lab.chmod(0o755)
