@@ -23,7 +23,12 @@ def _list_untouched(directory: Path, *, touch: bool = True) -> list[str]:
     return durable.listing(directory, touch=touch and directory.name != "requests")
 
 
-_UNTOUCHED = SimpleNamespace(**vars(durable) | {"listing": _list_untouched})
+class _Untouched(durable.Scans):
+    def scan(self, directory: Path) -> list[str]:
+        return _list_untouched(directory)
+
+
+_UNTOUCHED = SimpleNamespace(**vars(durable) | {"listing": _list_untouched, "Scans": _Untouched})
 
 
 # The sweeper, which lists the drop box too, now and then, is a second defence.
