@@ -93,6 +93,7 @@ class Dispatcher:
         """Take the outcomes of the jobs that ended."""
         for future in [f for f in self.running if f.done()]:
             case = self.running.pop(future)
+            self.intake.deadly.discard(case.claim.id)
             future.result()
             self.outcomes.ended(case)
 
@@ -177,6 +178,8 @@ class Dispatcher:
                 return
             if not self._eligible(entry, now) or self._still_busy(entry):
                 continue
+            if self._is_apart(entry):
+                return
             case = fresh.get(entry.waiting.id)
             if case is not None:
                 self.ready.remove(case)
@@ -193,6 +196,14 @@ class Dispatcher:
         if any(c.request and c.request.build.key == entry.key for c in self.running.values()):
             return False
         return self.backlog.lull(entry) is None
+
+    def _is_apart(self, entry: Entry) -> bool:
+        """Whether a request must be worked on alone, or another is, and some are at work.
+
+        An instance died on it: should the next one die as well, the others were not the reason.
+        """
+        at_work = {case.claim.id for case in self.cases()}
+        return bool(at_work and {entry.waiting.id, *at_work} & self.intake.deadly)
 
     def _still_busy(self, entry: Entry) -> bool:
         """Poll the token of a build that was busy: once for all its requests, without a claim."""

@@ -38,6 +38,8 @@ class Intake:
     tally: Tally = field(default_factory=Tally)
     unread: dict[str, str] = field(default_factory=dict)
     """The requests that could not be read since one could, and why."""
+    deadly: set[str] = field(default_factory=set)
+    """The requests that an instance died on, and that we took over: they are worked on alone."""
     _said: set[str] = field(default_factory=set)
     _answers: list[Case] | None = None
     """Those that wait for others to share their syncs; None: nobody would come."""
@@ -86,6 +88,8 @@ class Intake:
                 claim = spool.take_over(orphan)
                 if claim and orphan.inst != self.tools.heart.inst:
                     self.tally.takeovers += 1
+                    if claim.a:
+                        self.deadly.add(claim.id)
                     log.info("took over", request_id=claim.request_id, owner=orphan.inst)
                 case = self.admit(claim) if claim else None
             except (OSError, MachineFault) as e:

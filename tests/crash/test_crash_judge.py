@@ -28,10 +28,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 @pytest.fixture
 def judge(ended: Scene, tmp_path: Path) -> Judge:
-    """Return the judge of a copy."""
+    """Return the judge of a copy, as if it had been there before the answers."""
     for name in ("spool", "static", "results"):
         shutil.copytree(ended.root / name, tmp_path / name)
-    return Judge(ended, Lab(tmp_path, ended.lab_settings))
+    made = Judge(ended, Lab(tmp_path, ended.lab_settings))
+    made.given.clear()
+    return made
 
 
 def test_it_finds_nothing_where_nothing_is_wrong(judge: Judge) -> None:
