@@ -2,6 +2,7 @@
 
 import grp
 import sys
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -177,7 +178,9 @@ def gc_(dry_run: bool, option: str | None, as_json: bool) -> None:
     """Remove the builds, requests and answers that `retention` lets go, now."""
     config = load(option, ruler=True)
     with visiting(config) as visit:
-        looked_at = _looked_at(visit)
+        survey = gc.survey(config, visit.heart.server_now())
+        looked_at = _looked_at(visit, survey)
+        kept = dict(Counter(staged.spared for staged in survey if staged.spared))
         builds = [
             {"build": r.build.url, "why": r.why, "bytes": r.bytes, "spared": r.spared}
             for r in gc.collect(visit, dry_run=dry_run)
@@ -187,14 +190,16 @@ def gc_(dry_run: bool, option: str | None, as_json: bool) -> None:
     gone = sum(not build["spared"] for build in builds)
     what = f"{counted(gone, 'build')}, {counted(len(files), 'file')}"
     off = "" if any(config.retention.builds.model_dump().values()) else NO_RULES
-    click.echo(f"looked at {_in_words(looked_at)}; {goes}: {what}{off}", err=True)
-    dump({"dry_run": dry_run, "builds": builds, "files": files, "looked_at": looked_at}, as_json)
+    stays = ", ".join(f"{number} {why}" for why, number in kept.items())
+    stays = f"; kept whatever the rules say: {stays}" if stays and not off else ""
+    click.echo(f"looked at {_in_words(looked_at)}; {goes}: {what}{off}{stays}", err=True)
+    found = {"builds": builds, "files": files, "looked_at": looked_at, "kept": kept}
+    dump({"dry_run": dry_run, **found}, as_json)
 
 
-def _looked_at(visit: Visit) -> dict[str, int]:
+def _looked_at(visit: Visit, staged: list[gc.Staged]) -> dict[str, int]:
     """Return what retention looks at."""
     paths = visit.config.paths
-    staged = gc.survey(visit.config, visit.heart.server_now())
     answers = [n for n in durable.listing(paths.results, touch=False) if n.endswith(".yaml")]
     requests = [n for room in ROOMS for n in durable.listing(paths.spool / room, touch=False)]
     return {

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from stager.errors import NOT_THERE_YET, REASONS, ArchiveMissing, StagerError, Then
-from stager.layout import Waiting
+from stager.layout import Build, Waiting
 from stager.request import Request
 
 FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 2.0, 10.0
 FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS = 2.0, 60.0
+KEPT_SECONDS = 30.0
+"""So long after its end a lull whose requests are all at work is remembered."""
 
 
 @dataclass(slots=True)
@@ -111,7 +113,8 @@ class Backlog:
         now = self._clock()
         if any(lull.until <= now for lull in self.lulls.values()):
             keys = {key for e in self.entries.values() for key in (e.key, e.archive_url)}
-            self.lulls = {k: v for k, v in self.lulls.items() if k in keys or v.until > now}
+            kept = now - KEPT_SECONDS
+            self.lulls = {k: v for k, v in self.lulls.items() if k in keys or v.until > kept}
 
     def in_order(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """Yield the next to serve, one by one, as `served` tells whose turn it was."""
@@ -155,6 +158,11 @@ class Backlog:
         if lull is None or not isinstance(lull.error, ArchiveMissing):
             return FIRST_LOOK_SECONDS
         return min(lull.seconds * 1.5, LONGEST_LOOK_SECONDS)
+
+    def missed(self, build: Build) -> Lull | None:
+        """Return what the last look at a build's archive found, if that was none; for people."""
+        lull = self.lulls.get(build.archive_url)
+        return lull if lull and isinstance(lull.error, ArchiveMissing) else None
 
     def set_lull(
         self, key: str, error: StagerError, seconds: float, looked_at: float = 0.0

@@ -42,6 +42,8 @@ class Bulletin:
     """When the last scan ended well, by our own clock."""
     _slow: dict[str, int] = field(init=False)
     """What nobody waits to hear of; on a network filesystem that goes for the counts, too."""
+    _is_late: bool = False
+    """Whether it is yet to be told why something waits."""
     _next: float = 0.0
     _told: dict[str, str] | None = None
     _content: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +56,9 @@ class Bulletin:
         """Write it, once a second; a fault is told at once, and so is its end."""
         now, fault = time.monotonic(), self.standing_fault()
         if now < self._next and fault == self._told:
+            self._is_late = bool(self.dispatcher.backlog.entries)
             return
+        self._is_late = False
         target, view = self._path, self.view()
         content = view | self._slow
         if content == self._content and now < self._next + OLD_SECONDS:
@@ -68,6 +72,10 @@ class Bulletin:
             durable.overwrite(target, json.dumps(few).encode())
             raise
         self._next, self._told, self._content = now + STATUS_SECONDS, fault, content
+
+    def due(self) -> float:
+        """Return the seconds until something is to be told; infinite: nothing is."""
+        return max(0.0, self._next - time.monotonic()) if self._is_late else float("inf")
 
     @property
     def _path(self) -> Path:
@@ -105,6 +113,12 @@ class Bulletin:
         backlog, tally = self.dispatcher.backlog, self.dispatcher.intake.tally
         waiting = list(backlog.entries.values())[:MOST_IN_STATUS]
         lulls = {e.waiting.request_id: lull for e in waiting if (lull := backlog.lull(e))}
+        # Also while one looks again: it is said until something else is known.
+        missing = [(e.waiting.request_id, e.request) for e in waiting]
+        missing += [(c.claim.request_id, c.request) for c in self.dispatcher.cases()]
+        for rid, request in missing[:MOST_IN_STATUS]:
+            if request and rid not in lulls and (lull := backlog.missed(request.build)):
+                lulls[rid] = lull
         wanted = {e.waiting.request_id: _wanted(e.request) for e in waiting if e.request}
         active = {}
         for case in self.dispatcher.cases():

@@ -123,12 +123,13 @@ def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> 
     request, rid = case.request, case.claim.request_id
     assert request is not None
     build = request.build
-    log.info(f"Image(s) {quoted(missing)} for build {build.target} will be staged", request_id=rid)
     fetched = 0
     for last in (False, True):
         case.progress.enter("looking for the archive")
         case.archive = tools.source.look(build, case.progress.pause)
         case.archive.fetched = fetched
+        images = f"Image(s) {quoted(missing)} for build {build.target}"
+        log.info(f"{images} will be staged", request_id=rid)
         log.info(f"Downloading image archive from {build.url}", request_id=rid,
                  generation=case.archive.generation)  # fmt: skip
         staging = Staging(

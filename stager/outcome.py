@@ -1,7 +1,8 @@
 """What one job's outcome means for the other requests of its build, and for the whole queue."""
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -21,6 +22,7 @@ from stager.tally import Tally
 log = structlog.get_logger()
 
 BUSY_POLL_SECONDS = 1.0
+MOST_MISSED = 1_000
 SHARED_CODES = {"archive_corrupt", "archive_changed", "target_conflict", "archive_unavailable"}
 """Errors that are true for every request of the build, once they are final."""
 
@@ -34,6 +36,8 @@ class Outcomes:
     heart: Heart
     spool_is_faulty: bool = False
     """Whether it was said already that the spool does not work."""
+    _missed: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_MISSED))
+    """The requests of which it was said that they wait for their archives."""
 
     def ended(self, case: Case) -> None:
         """See what an outcome means for the others."""
@@ -48,6 +52,7 @@ class Outcomes:
         self._judge_hold(case)
         self.backlog.judge(build.archive_url, _verdict(case), case.learnt_at)
         if isinstance(error, ArchiveMissing):
+            self._say_missing(case, error)
             looked_at = case.started_at
             self.backlog.set_lull(build.archive_url, error, case.look_seconds, looked_at)
         elif isinstance(error, BuildBusy):
@@ -61,6 +66,13 @@ class Outcomes:
                 code=error.code,
             )
         self.tally.answered(case)
+
+    def _say_missing(self, case: Case, error: ArchiveMissing) -> None:
+        """Say once of a request that its archive is looked for."""
+        rid = case.claim.request_id
+        if not case.is_answered and rid not in self._missed:
+            log.info(f"waits for its archive: {error.message}", request_id=rid, code=error.code)
+            self._missed.append(rid)
 
     def _met_fault(self, key: str, error: MachineFault, case: Case) -> None:
         """Hold the queue, or just a build whose faults are its own; each is said once."""

@@ -153,6 +153,7 @@ class Server:
             self.dropbox.next_due() if takes_in else float("inf"),
             self.dispatcher.backlog.next_wake(server_now),
             self._next_rescan - time.monotonic(),
+            self.bulletin.due(),
         )
         if self.dispatcher.running:
             now = time.monotonic()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -116,3 +117,17 @@ def test_what_a_file_says_is_for_those_who_may_read_it(lab: Lab) -> None:
 def test_what_no_daemon_has_accepted_is_not_opened(lab: Lab) -> None:
     os.mkfifo(lab.requests / "pipe.yaml")
     assert show(lab, "pipe")["state"] == "waiting"
+
+
+def test_who_waits_for_an_archive_is_told_so_all_the_time_and_the_log_once(lab: Lab) -> None:
+    lab.archive()
+    with lab.running() as daemon:
+        lab.ask()
+        name = lab.drop("absent", ABSENT)
+        shown(lab, name, NOT_THERE)
+        end, told = time.monotonic() + 5, list[dict[str, Any]]()
+        while time.monotonic() < end:
+            told.append(show(lab, name))
+        assert {t["reason"] for t in told if t["state"] == "waiting"} == {NOT_THERE}
+        assert daemon.log.count("waits for its archive") == 1
+        assert daemon.log.count("will be staged") == 1

@@ -208,6 +208,16 @@ def test_a_build_at_work_is_left(used: Lab) -> None:
     assert used.flag(url(0)) == ["test", "base"]
 
 
+def test_what_stays_whatever_the_rules_say_is_counted(used: Lab) -> None:
+    used.write_config(retention={"builds": {"size": "1"}})
+    use(used, url(0), 0)
+    (used.root / "spool" / f"{PIN_PREFIX}{parse_build(url(1), NAMES).key}").touch()
+    done = used.stager("gc", "--dry-run", "--json")
+    assert json.loads(done.stdout)["kept"] == {"used within the hour": 1, "pinned": 1}
+    assert "kept whatever the rules say: " in done.stderr
+    assert "1 pinned" in done.stderr
+
+
 def test_a_build_pinned_while_others_go_stays(used: Lab) -> None:
     used.write_config(retention={"builds": {"age": "9d"}})
     config, peer = load_config(used.config, {}), used.peer()
