@@ -196,8 +196,8 @@ def _print_snapshot(snapshot: Snapshot) -> None:
         click.echo(f"  {entry.state or entry.room:<14}  {_name(entry)}{code}")
     for name, reason in snapshot.unclaimable.items():
         click.echo(f"can't be claimed: {name}: {reason}")
-    if snapshot.other_files:
-        click.echo(f"{snapshot.other_files} other files in the drop box")
+    if others := snapshot.left_alone():
+        click.echo(others)
 
 
 def _print_entries(active: list[ActivePart], waiting: list[WaitingPart]) -> None:

@@ -214,6 +214,8 @@ class Snapshot(_Part):
     """Entries of the drop box that can't be claimed: why, and what to do."""
     other_files: int = 0
     """Files in the drop box whose names are not taken."""
+    others: list[str] = Field(default_factory=list)
+    """Some of those names, without hidden ones."""
     disks: list[DiskPart] = Field(default_factory=list)
     """The filesystems."""
     troubles: list[str] = Field(default_factory=list)
@@ -223,6 +225,14 @@ class Snapshot(_Part):
         """Return plain data for JSON."""
         data: dict[str, Any] = self.model_dump(mode="json")
         return data
+
+    def left_alone(self) -> str:
+        """Say which files in the drop box are not taken, and why; empty: none."""
+        if not self.other_files:
+            return ""
+        names = f" ({', '.join(self.others)})" if self.others else ""
+        files = f"{self.other_files} other file{'s' if self.other_files > 1 else ''}"
+        return f"{files} in the drop box{names}: only *.yaml, *.yml and *.json are taken"
 
     def find_troubles(self) -> list[str]:
         """Return what keeps `status --check` from being content."""

@@ -29,6 +29,7 @@ from stager.snapshot import (
 )
 
 MOST = 1000
+MOST_OTHERS = 10
 ALL_MACHINES = "all machines"
 
 
@@ -145,7 +146,9 @@ def _dropped(paths: Paths, snapshot: Snapshot, now: float, most: int) -> None:
     """Look at what is in the drop box; of a crowd, only at some."""
     names = durable.listing(paths.requests, touch=False)
     dropped = [name for name in names if is_request_name(name)]
-    snapshot.other_files = len(names) - len(dropped)
+    others = [name for name in names if not is_request_name(name)]
+    snapshot.other_files = len(others)
+    snapshot.others = [printable(n) for n in sorted(others) if n[0] != "."][:MOST_OTHERS]
     snapshot.counts.waiting += len(dropped)
     for name in dropped[:most]:
         try:

@@ -63,8 +63,8 @@ def _heads(snapshot: Snapshot) -> Iterator[Text]:
         f"{counts.failed} failed, {counts.cancelled} cancelled",
         "bold",
     )
-    if snapshot.other_files:
-        yield Text(f"{snapshot.other_files} other files in the drop box", "dim")
+    if others := snapshot.left_alone():
+        yield Text(others, "dim")
 
 
 def _machine(instance: InstancePart) -> Text:

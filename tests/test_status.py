@@ -152,7 +152,8 @@ def test_the_spool_at_a_glance(lab: Lab) -> None:
     assert [entry["request"] for entry in data["waiting"]] == ["missing.yaml"]
     assert [entry["request"] for entry in data["answered"]] == ["good.yaml"]
     assert [(i["host"], i["alive"]) for i in data["instances"]] == [(HOST, True)]
-    assert data["other_files"] == 2
+    assert (data["other_files"], data["others"]) == (2, ["README"])
+    assert "2 other files in the drop box (README): only *.yaml" in text
     assert f"machines: {HOST}\n" in text
     assert "0 active, 1 waiting, 1 answered" in text
     assert "missing.yaml" in listed
