@@ -129,6 +129,7 @@ def _order(config: Config, order: Order, as_json: bool) -> None:
         name = orders.send(config.paths, order)
     except OSError as e:
         raise SetupError(f"can't drop an order: {e.strerror} ({e.filename})") from None
+    client.Pulse(config.paths, lambda words: click.echo(words, err=True)).look()
     answer = client.await_answer(config.paths, name, ORDER_SECONDS)
     if answer is None:
         click.echo(

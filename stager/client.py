@@ -227,6 +227,9 @@ class Pulse:
         counts = frozenset(n for n in names if n.rpartition(".")[2].isdigit())
         if counts != self.counts:
             self.counts, self.since = counts, now
+        elif not counts and not self.warned:
+            self.warned = True
+            self.warn("no watcherd runs: what was asked for waits until one does")
         elif now - self.since > self.lease and not self.warned:
             self.warned = True
             self.warn(f"no live watcherd for {self.lease:g} s: is the service running?")

@@ -83,6 +83,8 @@ def parse_build(url: str, image_files: frozenset[str]) -> Build:
                 "a part of the build's path may have 1 to 128 letters, digits and ._+~- "
                 "and must not start with a dot"
             )
+        if part == IMAGE_ARCHIVE:
+            raise ValueError(f"the build is the directory that holds {IMAGE_ARCHIVE}: leave that out")
         if part == FLAG or part in image_files:
             raise ValueError("a part of the build's path has the name of a staged file")
     return Build(bucket, "/".join(parts[:-1]), parts[-1])

@@ -80,6 +80,7 @@ def test_a_builds_url_gives_object_and_target(url: str, rel_path: str, short_bui
         pytest.param("gs://bucket/a/b?x", id="a query"),
         pytest.param("gs://bucket/a/b#x", id="a fragment"),
         pytest.param("gs://bucket/a/*", id="a pattern"),
+        pytest.param("gs://bucket/a/b/image.zip", id="the archive's name"),
         pytest.param("gs://bucket/a/staged", id="the flag's name"),
         pytest.param("gs://bucket/staged/a", id="the flag's name in the path"),
         *[pytest.param(f"gs://bucket/a/{name}", id=name) for name in sorted(IMAGE_FILES)],
