@@ -84,7 +84,7 @@ def parse_build(url: str, image_files: frozenset[str]) -> Build:
                 "and must not start with a dot"
             )
         if part == IMAGE_ARCHIVE:
-            raise ValueError(f"the build is the directory that holds {IMAGE_ARCHIVE}: leave that out")
+            raise ValueError(f"the build is what holds {IMAGE_ARCHIVE}: leave that out")
         if part == FLAG or part in image_files:
             raise ValueError("a part of the build's path has the name of a staged file")
     return Build(bucket, "/".join(parts[:-1]), parts[-1])

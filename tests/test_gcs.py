@@ -233,7 +233,8 @@ def test_slices_by_several_connections_come_in_order_whatever_breaks(pauses: lis
         archive = source(cloud.url, connections=4).look(BUILD, pauses.append)
         cloud.cut(1_000_000, 5)
         cloud.cut(2_000_000, 5, rst=True)
-        cloud.fail("media", 503, 2)
+        # Together less than one slice may meet before it is given up, should it meet them all.
+        cloud.fail("media", 503, 1)
         cloud.ignore_range(1)
         member = Member("", b"", 0, len(data) - 30, len(data) - 30, 0, STORED, len(data))
         assert b"".join(archive.stream(member, lambda: None)) == data[30:]

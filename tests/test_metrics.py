@@ -39,10 +39,19 @@ def parse(text: str) -> Samples:
 
 
 def ask(port: int) -> str:
-    status, headers, body = fetch(f"http://127.0.0.1:{port}/metrics")
+    """Ask as soon as somebody listens: a thread of its own begins to."""
+
+    def answered() -> Any:
+        try:
+            return fetch(f"http://127.0.0.1:{port}/metrics")
+        except ConnectionRefusedError:
+            return None
+
+    status, headers, body = until(answered, "an endpoint")
     assert status == 200
     assert headers["content-type"].startswith("text/plain; version=")
-    return body.decode()
+    text: str = body.decode()
+    return text
 
 
 def promtool(*words: str, text: str | None = None) -> None:
