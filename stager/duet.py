@@ -100,7 +100,7 @@ def _links(name: str, meeting: Meeting, place: Path, seconds: float) -> Iterator
         if meeting.leads:
             open_dir(target)
         meeting.together(f"{step} ready")
-        won = [n for n in range(NAMES) if durable.link(mine, target / str(n))]
+        won = [n for n in range(NAMES) if _linked(mine, target / str(n))]
         words = meeting.together(f"{step} ran", won)
         said = {(n, member) for member, word in words.items() for n in word}
         there = {(int(n), _read(target / n)) for n in durable.listing(target)}
@@ -120,6 +120,13 @@ def _another(races: Races, meeting: Meeting, name: str, end: float) -> bool:
 
 def _places(place: Path, number: int) -> tuple[Path, Path]:
     return place / f"{number}.from", place / f"{number}.to"
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        return durable.link(source, target)
+    except FileNotFoundError:
+        return False  # it is gone again: somebody else's has replaced it
 
 
 def _won(source: Path, target: Path) -> bool:
