@@ -9,7 +9,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 SCHEDULES = 25
-BUDGET = 30
+BUDGET = 150
 """Histories for each rule; with seeds.py up to date, the first shows nearly all."""
 
 
