@@ -19,6 +19,8 @@ from stager.show import Bars, explain, print_list, print_status
 
 __all__ = ["admin", "cli", "main", "probing"]
 
+NO_ANSWER_YET = "no answer yet; the request goes on. `stager show NAME` says what it waits for"
+
 
 @cli.command()
 @click.argument("build")
@@ -98,7 +100,7 @@ def _wait(
         dump(one, as_json)
     for outcome in outcomes:
         if outcome.code == client.TIMED_OUT:
-            click.echo(f"{outcome.name}: no answer yet; the request goes on", err=True)
+            click.echo(f"{outcome.name}: {NO_ANSWER_YET}", err=True)
         elif outcome.code == client.NOT_FOUND:
             click.echo(f"{outcome.name}: no such request", err=True)
         elif outcome.result:
