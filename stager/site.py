@@ -10,7 +10,6 @@ import os
 import secrets
 import stat
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -46,7 +45,11 @@ class Layout:
         """Read a LAYOUT file; SetupError says what to do where there is none."""
         run = "run `stager init` once as the daemon's user, on one machine"
         try:
-            return _parse(durable.read_file(path))
+            data = yaml.safe_load(durable.read_file(path))
+            return cls(
+                int(data["version"]), str(data["set"]), float(data["lease"]),
+                float(data["heartbeat"]), int(data["uid"]),
+            )  # fmt: skip
         except FileNotFoundError:
             raise SetupError(
                 f"no {path}: the filesystem is not mounted, or nothing was set up; {run}"
@@ -56,16 +59,6 @@ class Layout:
             raise kind(f"can't read {path}: {e.strerror}") from None
         except (yaml.YAMLError, KeyError, TypeError, ValueError):
             raise SetupError(f"{path} is not a layout file; {run} in a new place") from None
-
-
-@lru_cache(maxsize=4)
-def _parse(data: bytes) -> Layout:
-    """Return what a LAYOUT says; remembered, as it is read at every scan and never changes."""
-    values = yaml.safe_load(data)
-    return Layout(
-        int(values["version"]), str(values["set"]), float(values["lease"]),
-        float(values["heartbeat"]), int(values["uid"]),
-    )  # fmt: skip
 
 
 def init(config: Config, group: int | None = None) -> Layout:
