@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Runs
-from stager.durable import filesystem_kind
+from stager.mounts import filesystem_kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from stager import durable, status
+from stager import durable, mounts, status
 from stager.instance import Heart
 from stager.lately import Lately
 from stager.layout import Paths
@@ -45,7 +45,7 @@ class Notice:
         is_told: Callable[[], bool] = lambda: False,
     ) -> None:
         self.paths, self.heart = paths, heart
-        self._is_told, self._is_costly = is_told, durable.is_network(paths.results)
+        self._is_told, self._is_costly = is_told, mounts.is_network(paths.results)
         """Whether a fault is standing that was said, and explains ours."""
         self._failures = 0
         self._news = news

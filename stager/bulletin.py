@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stager import __version__, durable
+from stager import __version__, durable, mounts
 from stager.config import Config
 from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
@@ -49,7 +49,7 @@ class Bulletin:
     _content: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = ("answered", "fetched_bytes") if durable.is_network(self.paths.instances) else ()
+        counts = ("answered", "fetched_bytes") if mounts.is_network(self.paths.instances) else ()
         self._slow = dict.fromkeys(("scanned", *counts), 0)
 
     def publish(self) -> None:

@@ -143,7 +143,7 @@ class Clerk:
         self.must_wait[file] = f"an order must wait: {error}" if is_machines else ""
 
     def _said(self, item: Received, reply: Answer) -> None:
-        self.spool.note_published(self.paths.control)
+        self.spool.outbox.note(self.paths.control)
         log.info(
             f"obeyed: {item.order.verb}",
             uid=item.uid,

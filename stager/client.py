@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from stager import durable
+from stager import durable, mounts
 from stager.errors import SetupError
 from stager.layout import Claim, Paths, Waiting, can_name_result, request_name
 from stager.orders import Answer, read_answer
@@ -78,7 +78,7 @@ def drop(paths: Paths, name: str, data: bytes) -> str:
             linked = durable.link(tmp, paths.requests / file)
         finally:
             durable.discard(tmp)
-        if durable.is_nfs(paths.requests):
+        if mounts.is_nfs(paths.requests):
             # Later than a tick of the server's clock: who listed it in between is told (NFSv3).
             time.sleep(0.03)
             os.utime(paths.requests)

@@ -4,13 +4,11 @@
 """
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     ValidationInfo,
@@ -30,10 +28,10 @@ from stager.models import (
     Texts,
     check,
     size,
-    text,
     whole,
 )
 from stager.request import Rules
+from stager.values import AbsolutePath, Address, ImageFiles, MinFree, Textfile
 from stager.yamltext import Document, TextError, parse_text
 
 DEFAULT_PATH = Path("/etc/stager/config.yaml")
@@ -43,55 +41,6 @@ IMAGES = {
     "base": "chromiumos_base_image.bin",
     "recovery": "recovery_image.bin",
 }
-
-
-def _absolute(value: Path) -> Path:
-    if not value.is_absolute():
-        raise ValueError("an absolute path is wanted")
-    return value
-
-
-def _image_files(value: Any) -> Any:
-    """Image names to members of image.zip: plain file names, each once."""
-    if not isinstance(value, dict) or not value:
-        raise ValueError("at least one image is wanted: name: member of image.zip")
-    for name, member in value.items():
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", str(name)):
-            raise ValueError("an image's name may have 1 to 32 letters, digits, - and _")
-        if not isinstance(member, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.+-]{0,127}", member):
-            raise ValueError("a member is a plain file name at the top of image.zip")
-    if len(set(value.values())) < len(value) or "staged" in value.values():
-        raise ValueError("each image needs a file name of its own, and none may be `staged`")
-    return value
-
-
-def _min_free(value: Any) -> Any:
-    """Check a percentage or a size."""
-    value = text(value)
-    m = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)\s*%", value)
-    if not m:
-        size(value)
-    return value
-
-
-def _textfile(value: Any) -> Any:
-    """Check a path that node_exporter would read."""
-    value = text(value)
-    if value and not re.fullmatch(r"/.*[^/]\.prom", value):
-        raise ValueError("an absolute path that ends in .prom is wanted")
-    return value
-
-
-def _address(value: Any) -> Any:
-    """Check an address to listen on."""
-    value = text(value)
-    m = re.fullmatch(r"(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", value)
-    if value and not (m and 0 < int(m[1]) < 65536):
-        raise ValueError("ADDRESS:PORT is wanted, or :PORT")
-    return value
-
-
-AbsolutePath = Annotated[Path, BeforeValidator(text), AfterValidator(_absolute)]
 
 
 class ArchiveConfig(Strict):
@@ -127,9 +76,9 @@ class LogConfig(Strict):
 class MetricsConfig(Strict):
     """Where metrics go."""
 
-    textfile: Annotated[str, BeforeValidator(_textfile)] = ""
+    textfile: Textfile = ""
     """A file for node_exporter's textfile collector, on this machine: an absolute path, *.prom."""
-    http: Annotated[str, BeforeValidator(_address)] = ""
+    http: Address = ""
     """ADDRESS:PORT of an endpoint, or :PORT for all of the machine's addresses."""
 
     @property
@@ -172,7 +121,7 @@ class Config(Strict):
     """The answers; on the spool's filesystem."""
     archive: ArchiveConfig = ArchiveConfig()
     """Where archives come from."""
-    images: Annotated[dict[str, str], BeforeValidator(_image_files)] = Field(default=IMAGES)
+    images: ImageFiles = Field(default=IMAGES)
     """What a request may ask for: name: member of image.zip."""
     workers: Annotated[int, BeforeValidator(whole(1, 256))] = 2
     """Builds staged at the same time by this machine."""
@@ -190,7 +139,7 @@ class Config(Strict):
     """Tries while Cloud Storage does not answer properly."""
     wait_for_archive: Duration = 600.0
     """For an archive that is not there yet; a request's `wait` overrides it."""
-    min_free: Annotated[str, BeforeValidator(_min_free)] = "5%"
+    min_free: MinFree = "5%"
     """What stays free of the static tree's filesystem: a percentage, or a size such as 20G."""
     static_url: Text = ""
     """Where the static tree is served: puts `url:` into answers."""

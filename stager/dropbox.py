@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from stager import durable
+from stager import durable, mounts
 from stager.hints import Hints
 from stager.layout import is_request_name
+from stager.scans import Scans
 
 NO_NEWLINE_SECONDS = 30.0
 WINDOW = 2048
@@ -53,8 +54,8 @@ class DropBox:
         self, directory: Path, settle: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.directory, self.settle, self._clock = directory, settle, clock
-        self._is_nfs = durable.is_nfs(directory)
-        self._scans = durable.Scans(durable.filesystem_kind(directory))
+        self._is_nfs = mounts.is_nfs(directory)
+        self._scans = Scans(mounts.filesystem_kind(directory))
         self._files: dict[str, _File] = {}
         self._skipped: dict[str, _Skipped] = {}
         self._said: set[str] = set()

@@ -9,7 +9,6 @@ can be made by one caller only.
 import base64
 import errno
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -20,32 +19,9 @@ from pathlib import Path
 
 from stager.errors import NoSpace, StorageError
 
-NETWORK_FILESYSTEMS = frozenset(
-    [
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "fuse.glusterfs",
-        "fuse.sshfs",
-        "gfs2",
-        "glusterfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "smb3",
-        "smbfs",
-    ]
-)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 STALE_PAUSES = (0.0, 0.01, 0.1)
 """Seconds between looks at a name whose cached file is gone from the server."""
-SELDOM_SECONDS = 15.0
-"""From touch to touch of a directory that is scanned on NFSv4."""
 Look = Callable[[Path], list[str]]
 PASSING = _FULL | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EROFS}
 """Errors that go away by themselves, or when somebody mends the filesystem or makes room."""
@@ -87,27 +63,6 @@ def listing(directory: Path, *, touch: bool = True) -> list[str]:
         set_time(directory)
     with _at(directory):
         return os.listdir(directory)
-
-
-class Scans:
-    """Listings that are hints: what follows from them is decided by a rename.
-
-    NFSv4's servers count the changes of a directory, so that one opened anew shows them all without
-    a touch. Where the disk's filesystem can't count they are as NFSv3: for those, one now and then.
-    """
-
-    def __init__(self, kind: str) -> None:
-        self._pause = SELDOM_SECONDS if kind == "nfs4" else 0.0
-        self._touched: dict[Path, float] = {}
-
-    def scan(self, directory: Path) -> list[str]:
-        """List a directory anew."""
-        now = time.monotonic()
-        touch = now - self._touched.get(directory, float("-inf")) >= self._pause
-        names = listing(directory, touch=touch)
-        if touch:
-            self._touched[directory] = now
-        return names
 
 
 def set_time(path: Path) -> None:
@@ -222,18 +177,6 @@ def link(source: Path, target: Path) -> bool:
     return True
 
 
-def is_others_folder(path: Path) -> bool:
-    """Whether a directory of another user has a name, and we are not root.
-
-    Where it could be moved even so, its owner could keep us from moving or removing it afterwards.
-    """
-    try:
-        there = os.lstat(path)
-    except OSError:
-        return False
-    return stat.S_ISDIR(there.st_mode) and os.geteuid() not in {0, there.st_uid}
-
-
 def make_dir(path: Path) -> None:
     """Make a directory of a used-once name, 0755 whatever the umask.
 
@@ -329,26 +272,3 @@ def remove_known(path: Path, files: Iterable[Path]) -> bool:
     except OSError:
         return remove_tree(path)
     return True
-
-
-def filesystem_kind(path: Path) -> str:
-    """Return the type of the filesystem that holds `path`, as /proc/self/mountinfo names it."""
-    real = str(path.resolve())
-    best, kind = -1, "unknown"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields.split()[4])
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= best:
-            best, kind = len(point), rest.split()[0]
-    return kind
-
-
-def is_network(path: Path) -> bool:
-    """Whether other machines may change what is below `path` without this kernel knowing."""
-    return filesystem_kind(path) in NETWORK_FILESYSTEMS
-
-
-def is_nfs(path: Path) -> bool:
-    """Whether `path` is on NFS, whose cached names and listings can be old."""
-    return filesystem_kind(path).startswith("nfs")

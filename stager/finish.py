@@ -35,7 +35,7 @@ def _finish_one(spool: Spool, claim: Claim, room: Path) -> None:
         # Its owner may have died before the commit was on disk.
         for directory in (room, spool.paths.active):
             durable.sync_dir(directory)
-        spool.publish(claim)
+        spool.outbox.publish([claim])
     else:
         # The answer was torn (a crash without a sync): the commit stands, so say so.
         answer_lost(spool, claim, room)
@@ -43,8 +43,8 @@ def _finish_one(spool: Spool, claim: Claim, room: Path) -> None:
 
 def answer_lost(spool: Spool, claim: Claim, room: Path) -> None:
     """Publish an answer of ours for a committed claim whose own was lost."""
-    spool.write_answers([(claim, _lost_answer(spool, claim, room))])
-    spool.publish(claim)
+    spool.outbox.write([(claim, _lost_answer(spool, claim, room))])
+    spool.outbox.publish([claim])
 
 
 def _lost_answer(spool: Spool, claim: Claim, room: Path) -> Result:

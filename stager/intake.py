@@ -16,10 +16,11 @@ from stager import durable, job
 from stager.answer import is_staged
 from stager.case import Case, Tools
 from stager.dropbox import DropBox
+from stager.dropped import Dropped, StaleOpen
 from stager.errors import Internal, MachineFault, RequestError, StagerError, Then
 from stager.layout import Claim, Waiting
 from stager.request import MAX_BYTES, PRIORITIES, Request, Rules, parse_request
-from stager.spool import STALE_OPEN_SECONDS, Dropped, NotClaimable, StaleOpen
+from stager.spool import STALE_OPEN_SECONDS, NotClaimable
 from stager.tally import Tally
 
 log = structlog.get_logger()

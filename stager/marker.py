@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stager import durable
+from stager import durable, mounts
 from stager.errors import StorageError, TargetConflict
 from stager.layout import FLAG, Build, Paths
 from stager.lock import Work
@@ -63,7 +63,7 @@ class Marker:
         minute more, and a flag written by that would lose an image. A touch of the directory ends
         that, and with the token nobody else changes it.
         """
-        if durable.is_nfs(self.paths.static):
+        if mounts.is_nfs(self.paths.static):
             for directory in (self.paths.target(build), self.paths.sidecars):
                 with suppress(FileNotFoundError):
                     durable.set_time(directory)

@@ -1,4 +1,4 @@
-"""What the kernel's mount table says about the spool's filesystems: dangers seen beforehand.
+"""What the kernel's mount table says about the spool's filesystems: kinds, dangers seen beforehand.
 
 Reads /proc/self/mountinfo and nothing else. A notice never stops the daemon; directories that
 belong together and are on different mounts do: no rename goes from one mount to another, not even
@@ -15,6 +15,10 @@ from stager.errors import SetupError
 MOUNTINFO = Path("/proc/self/mountinfo")
 MOST_CACHED_SECONDS = 60
 """How long an NFS client trusts a directory's attributes by default."""
+NETWORK_FILESYSTEMS = frozenset([
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse.glusterfs", "fuse.sshfs", "gfs2",
+    "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3", "smbfs",
+])  # fmt: skip
 FLEETING = {"tmpfs": "memory", "ramfs": "memory", "overlay": "a container's or live system's layer"}
 OWN_RULES = frozenset(["9p", "cifs", "smb3", "smbfs", "afs", "ncpfs", "coda", "vboxsf", "virtiofs"])
 NFS = {
@@ -107,6 +111,21 @@ def mount_of(path: Path, among: Iterable[Mount] | None = None) -> Mount:
         if inside and len(mount.point) >= len(best.point):
             best = mount
     return best
+
+
+def filesystem_kind(path: Path) -> str:
+    """Return the type of the filesystem that holds `path`, as the mount table names it."""
+    return mount_of(path).kind
+
+
+def is_network(path: Path) -> bool:
+    """Whether other machines may change what is below `path` without this kernel knowing."""
+    return filesystem_kind(path) in NETWORK_FILESYSTEMS
+
+
+def is_nfs(path: Path) -> bool:
+    """Whether `path` is on NFS, whose cached names and listings can be old."""
+    return filesystem_kind(path).startswith("nfs")
 
 
 def check_together(rooms: Iterable[Path], among: Iterable[Mount] | None = None) -> None:

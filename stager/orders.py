@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stager import durable
+from stager import durable, stuck
 from stager.errors import StorageError
 from stager.layout import Claim, Paths, Waiting, request_name
 
@@ -243,7 +243,7 @@ def close(paths: Paths, inst: str, item: Received, reply: Answer) -> None:
 def remove(paths: Paths, inst: str, file: str) -> bool:
     """Take a file out of control/; False: somebody else did; PermissionError: it can't be."""
     grave = paths.tmp / f"{inst}.{durable.nonce()}"
-    if durable.is_others_folder(paths.control / file):
+    if stuck.is_others_folder(paths.control / file):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
     if not durable.move(paths.control / file, grave):
         return False

@@ -56,7 +56,7 @@ class Rounds:
             log.info("an instance is gone", instance=inst)
             self._dead.add(inst)
             # It may have died before it touched the directory of its answers again (NFSv3).
-            visit.spool.note_published(visit.spool.paths.results)
+            visit.spool.outbox.note(visit.spool.paths.results)
 
     def _free_tokens(self, visit: Visit) -> None:
         """Free what the buried held, some builds at a time: there may be many thousands."""

@@ -17,14 +17,11 @@ from stager.clerk import Clerk
 from stager.config import Config, MetricsConfig
 from stager.dispatch import Dispatcher
 from stager.dropbox import DropBox
-from stager.errors import (
-    MachineFault,
-    NotNow,
-    SetupError,
-)
+from stager.errors import MachineFault, NotNow, SetupError
 from stager.facts import Observer
 from stager.fetch import Room
 from stager.finish import finish
+from stager.guard import Guard
 from stager.hook import Hook
 from stager.instance import Buried, Heart
 from stager.intake import Intake
@@ -56,6 +53,7 @@ class Server:
 
     def __init__(self, config: Config, wake: Wake) -> None:
         self.config, self.paths = config, config.paths
+        self.guard = Guard(config)
         self.heart = Heart(self.paths, config.heartbeat, config.lease)
         self.spool = Spool(self.paths, self.heart)
         self.dropbox = DropBox(self.paths.requests, config.settle)
@@ -80,9 +78,8 @@ class Server:
         self.note = ""
         """What else a person should read in the summary."""
         self.sign = Sign("the daemon's loop")
-        self.pulse = Pulse(self.heart, self._is_our_spool, self._hear_pulse)
+        self.pulse = Pulse(self.heart, self.guard.is_ours, self._hear_pulse)
         self._next_rescan = self._next_orders = 0.0
-        self._marks: list[tuple[int, int, int]] = []
 
     @property
     def tally(self) -> Tally:
@@ -126,15 +123,16 @@ class Server:
                     self._look_for_pause()
                 look = is_scan or self.watch.mode == "inotify"
                 self.dispatcher.turn(claim=not self.bulletin.paused, look=look)
-                self.spool.touch_published()
+                self.spool.outbox.touch_again()
                 self.bulletin.publish()
             if trouble := self.pulse.trouble or self.dispatcher.unread() or self.clerk.trouble():
                 self.trouble.met(trouble)
                 return
         except (MachineFault, SetupError, NotNow) as e:
-            self.trouble.met(self._what_is_wrong() or str(e))
+            self.trouble.met(self.guard.trouble() or str(e))
         except Buried:
-            self._is_buried = self._is_our_spool()
+            # Our heartbeat file is missed.
+            self._is_buried = self.guard.is_ours()
         except Exception:
             log.exception("a fault of ours in the daemon's loop")
             self.trouble.met_ours()
@@ -180,7 +178,7 @@ class Server:
         try:
             with durable.storage():
                 self.dispatcher.close()
-                self.spool.touch_last()
+                self.spool.outbox.touch_last()
                 self.pulse.end()
                 self.bulletin.withdraw()
                 if self.locks.free_left():
@@ -248,21 +246,9 @@ class Server:
             self.dispatcher.stop()
         self.watch.wake.set()
 
-    def _is_our_spool(self) -> bool:
-        """Whether our heartbeat file is missed in our own spool, not in another in its place."""
-        return not self._what_is_wrong()
-
-    def _what_is_wrong(self) -> str:
-        """Say what is wrong with the set of directories; empty: nothing."""
-        try:
-            site.check(self.config)
-        except (SetupError, NotNow) as e:
-            return str(e)
-        return ""
-
     def _rescan(self) -> None:
         """Look at what no event tells: the directories, the dead, unfinished answers, leftovers."""
-        self._check_site()
+        self.guard.check()
         with durable.storage(), self.tally.scanning():
             self.watch.arm()
             self.bulletin.mode = self.watch.mode
@@ -273,13 +259,6 @@ class Server:
             self.rounds.go(self._visit(), self.dispatcher.backlog.hold)
             self.observer.look()
         self.bulletin.scanned_at = time.monotonic()
-
-    def _check_site(self) -> None:
-        """See that it is our set, reading only what is not as it was when it was read last."""
-        seen = site.marks(self.paths)
-        if not seen or seen != self._marks:
-            site.check(self.config)
-        self._marks = seen
 
     def _visit(self) -> Visit:
         marker = self.dispatcher.tools.marker

@@ -129,7 +129,7 @@ def _syncs(name: str, place: Path) -> Iterator[Trial]:
     durable.sync_dir(place)
     median = statistics.median(times)
     said = f"a sync of {DATA_BYTES >> 10} KiB takes {median:.3g} ms"
-    if median < QUICK_SYNC_MS[durable.is_network(place)]:
+    if median < QUICK_SYNC_MS[mounts.is_network(place)]:
         yield warning(
             name,
             f"{said}: too fast for a disk",
@@ -211,7 +211,7 @@ def _numbers(name: str, place: Path) -> Iterator[Trial]:
     after = (place / "moved").stat()
     if listed.get("moved") != after.st_ino or before.st_ino != after.st_ino:
         said = "the number of a file changes with its name or in listings"
-        if durable.is_nfs(place):
+        if mounts.is_nfs(place):
             yield no(name, said, OTHER_FILESYSTEM)
         else:
             yield warning(name, said, "harmless on one machine; over NFS requests would not start")

@@ -10,37 +10,25 @@ import errno
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from stager import durable, result, stuck
+from stager import durable, mounts, stuck
+from stager.dropped import Dropped, StaleOpen, read_file
 from stager.durable import nonce
-from stager.errors import Problem, RequestError, StorageError, TakenOver, UnreadableRequest
+from stager.errors import TakenOver
 from stager.instance import Heart
 from stager.layout import RETRY, Claim, Paths, Waiting, can_name_result, request_name
-from stager.request import MAX_BYTES
+from stager.outbox import Outbox
 from stager.result import Result, State
+from stager.scans import Scans
 
 STALE_OPEN_SECONDS = 60
-TICK_SECONDS = 0.02
-
-
-class StaleOpen(Exception):
-    """A cached name opened another file than the one that has the name now (NFS)."""
 
 
 class NotClaimable(Exception):
     """An entry of the drop box that the filesystem does not let us move."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A request's bytes and its submitter's uid."""
-
-    data: bytes
-    uid: int
 
 
 class Spool:
@@ -48,11 +36,11 @@ class Spool:
 
     def __init__(self, paths: Paths, heart: Heart) -> None:
         self.paths, self.heart = paths, heart
-        self.nfs = durable.is_nfs(paths.active)
-        self.scan = durable.Scans(durable.filesystem_kind(paths.active)).scan
+        self.nfs = mounts.is_nfs(paths.active)
+        self.outbox = Outbox(paths, heart, self.nfs)
+        self.scan = Scans(mounts.filesystem_kind(paths.active)).scan
         self._held: set[str] = set()
         self._lock = threading.Lock()
-        self._published: dict[Path, float] = {}
         self._starts: dict[str, int] = {}
         """The starts that count of claims which a fault kept from being put back."""
         self._parsed: dict[str, Waiting | None] = {}
@@ -64,7 +52,7 @@ class Spool:
         """Claim a dropped file; None if somebody else was faster or it was withdrawn."""
         file = name if can_name_result(request_name(name)) else ""
         claim = Claim(file, nonce(), 0, 0, self.heart.inst, nonce())
-        if durable.is_others_folder(self.paths.requests / name):
+        if stuck.is_others_folder(self.paths.requests / name):
             why = stuck.remedy(self.paths.requests / name, errno.EACCES)
             raise NotClaimable(f"{os.strerror(errno.EACCES)}; {why}")
         try:
@@ -152,27 +140,7 @@ class Spool:
 
         `seen`: what `inodes` told after the claim was accepted, where that is known.
         """
-        path = self._active(claim)
-        there = os.lstat(path)
-        if not stat.S_ISREG(there.st_mode):
-            hint = "drop a regular file; this one was put aside in failed/, unread"
-            raise RequestError([Problem("not a regular file")], hint)
-        try:
-            fd = os.open(
-                path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-            )
-        except PermissionError:
-            raise UnreadableRequest([Problem("the file can't be read: chmod a+r")]) from None
-        with os.fdopen(fd, "rb") as f:
-            opened = os.fstat(f.fileno())
-            self._check_inode(claim, opened.st_ino, seen)
-            if opened.st_nlink > 1 and not opened.st_mode & 0o004:
-                hint = "copy it, don't link it: the file has a second name, and is not public"
-                raise RequestError([Problem("a hard link to a file that is not public")], hint)
-            try:
-                return Dropped(f.read(MAX_BYTES + 1), opened.st_uid)
-            except PermissionError:
-                raise UnreadableRequest([Problem("the file can't be read: chmod a+r")]) from None
+        return read_file(self._active(claim), lambda inode: self._check_inode(claim, inode, seen))
 
     def submitter(self, claim: Claim) -> int:
         """Return the uid that dropped a claimed request: the file's owner."""
@@ -235,15 +203,15 @@ class Spool:
         The commit is the one rename that decides; returned are the claims that were still ours.
         `is_true` is asked right before it; a claim whose answer is not true any more is adopted.
         """
-        self.write_answers(answers)
+        self.outbox.write(answers)
         self.heart.confirm()
         committed = [c for c, answer in answers if self._commit(c, answer.state, is_true)]
         # Both ends: a power loss must not leave a claim in two places, or in none.
         for room in {self._room(answer.state) for claim, answer in answers if claim in committed}:
-            self._sync(room)
+            self.outbox.sync(room)
         if committed:
-            self._sync(self.paths.active)
-        self.publish_all(committed)
+            self.outbox.sync(self.paths.active)
+        self.outbox.publish(committed)
         return set(committed)
 
     def _commit(self, claim: Claim, state: State, is_true: Callable[[Claim], bool]) -> bool:
@@ -253,68 +221,6 @@ class Spool:
         if not committed:
             durable.discard(self.paths.private / str(claim))
         return committed
-
-    def write_answers(self, answers: list[tuple[Claim, Result]]) -> None:
-        """Write answers privately and synced.
-
-        They are made in a directory that is gone before they count, and linked, which replaces
-        nothing, until then: so duplicates of their making that are executed late (NFSv3) can't put
-        an empty one in its place, in private/ or results/. Only a torn one (finish.py) is replaced.
-        """
-        desk = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
-        durable.make_dir(desk)
-        new = [desk / str(number) for number in range(len(answers))]
-        texts = [result.to_yaml(answer, claim) for claim, answer in answers]
-        durable.write_all_new(zip(new, texts, strict=True))
-        for file, (claim, _) in zip(new, answers, strict=True):
-            private = self.paths.private / str(claim)
-            if not (durable.link(file, private) or durable.move(file, private)):
-                raise StorageError("an answer that was just written is gone")
-        if not durable.remove_known(desk, new):
-            raise StorageError("a directory that an answer was written in can't be removed")
-        self._sync(self.paths.private)
-
-    def publish(self, claim: Claim) -> None:
-        """Make a committed claim's answer visible; whoever does it, it happens once."""
-        self.publish_all([claim])
-
-    def publish_all(self, claims: list[Claim]) -> None:
-        """Make committed claims' answers visible."""
-        for claim in claims:
-            private = self.paths.private / str(claim)
-            try:
-                os.rename(private, self.paths.results / claim.result_file)
-            except OSError:
-                if private.name in durable.listing(self.paths.private):
-                    raise
-        if claims:
-            self._sync(self.paths.results)
-            self.note_published(self.paths.results)
-
-    def note_published(self, directory: Path) -> None:
-        """Remember that others should see a change of a directory they read."""
-        self._published[directory] = time.monotonic()
-
-    def touch_published(self) -> None:
-        """Touch those directories once more, later than a tick of the server's clock.
-
-        Who listed one within the same tick would not be told of the change else (NFSv3).
-        """
-        for directory, since in list(self._published.items()):
-            if time.monotonic() - since > TICK_SECONDS:
-                # Forgotten before: what a worker publishes meanwhile is noted anew.
-                self._published.pop(directory, None)
-                try:
-                    durable.set_time(directory)
-                except OSError:
-                    self._published.setdefault(directory, since)
-                    raise
-
-    def touch_last(self) -> None:
-        """Touch what is left to touch, before the end."""
-        if self.nfs and self._published:
-            time.sleep(TICK_SECONDS * 1.5)
-            self.touch_published()
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -360,10 +266,6 @@ class Spool:
 
     def _active(self, claim: Claim) -> Path:
         return self.paths.active / str(claim)
-
-    def _sync(self, directory: Path) -> None:
-        if not self.nfs:
-            durable.sync_dir(directory)
 
     def _room(self, state: State) -> Path:
         if state is State.CANCELLED:

@@ -19,3 +19,15 @@ def remedy(path: Path, number: int) -> str:
     if number == errno.EPERM:
         return f"it is protected; as root: chattr -i -a {path}"
     return f"the drop box must be the daemon's; as root: chown {os.geteuid()} {path.parent}"
+
+
+def is_others_folder(path: Path) -> bool:
+    """Whether a directory of another user has a name, and we are not root.
+
+    Where it could be moved even so, its owner could keep us from moving or removing it afterwards.
+    """
+    try:
+        there = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(there.st_mode) and os.geteuid() not in {0, there.st_uid}

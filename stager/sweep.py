@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from stager import durable
+from stager import durable, stuck
 from stager.instance import Heart
 from stager.layout import Paths
 from stager.lock import Token
@@ -38,7 +38,7 @@ class Sweeper:
                 suspects[path] = since
         for path, since in list(suspects.items()):
             if now - since > self.heart.lease:
-                if not durable.is_others_folder(path) and self._remove(path):
+                if not stuck.is_others_folder(path) and self._remove(path):
                     removed.append(path)
                     del suspects[path]
                 else:

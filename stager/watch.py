@@ -25,7 +25,7 @@ from watchdog.observers.api import BaseObserver
 from watchdog.observers.inotify import InotifyFullEmitter
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
-from stager import durable
+from stager import mounts
 
 log = structlog.get_logger()
 
@@ -88,8 +88,8 @@ class Watch(FileSystemEventHandler):
         self.directory, self._note = directory, note
         self.orders: Path | None = None
         """A second directory whose new names wake the loop."""
-        network = durable.is_network(directory)
-        self.kind = durable.filesystem_kind(directory)
+        network = mounts.is_network(directory)
+        self.kind = mounts.filesystem_kind(directory)
         self.mode = mode if mode != "auto" else "poll" if network else "inotify"
         self.rescan = rescan or (NETWORK_RESCAN_SECONDS if network else LOCAL_RESCAN_SECONDS)
         self.wake = Wake()

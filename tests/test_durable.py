@@ -13,6 +13,7 @@ import pytest
 
 from stager import durable
 from stager.errors import NoSpace, StagerError, StorageError
+from stager.scans import Scans
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o000], ids=["usual", "private", "open"])
@@ -165,7 +166,7 @@ def test_a_listing_touches_the_directory_where_it_decides_something(tmp_path: Pa
 def test_a_scan_touches_each_time_only_where_changes_are_not_counted(
     kind: str, again: bool, tmp_path: Path
 ) -> None:
-    scans = durable.Scans(kind)
+    scans = Scans(kind)
     (tmp_path / "file").touch()
     for expected in (True, again):
         os.utime(tmp_path, (0, 0))
@@ -282,19 +283,6 @@ def test_other_errors_pass_storage_unchanged() -> None:
         raise ValueError("a fault of ours")
     with pytest.raises(NoSpace, match="said before"), durable.storage():
         raise NoSpace("said before")
-
-
-def test_the_kernel_is_asked_what_a_filesystem_is(tmp_path: Path) -> None:
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    points = {line.split()[4]: line.partition(" - ")[2].split()[0] for line in mounts}
-    for point in ("/proc", "/dev/shm"):
-        assert durable.filesystem_kind(Path(point)) == points[point]
-    inside = Path("/dev/shm") / "not" / "there"
-    assert durable.filesystem_kind(inside) == points["/dev/shm"]
-    (tmp_path / "link").symlink_to("/proc")
-    assert durable.filesystem_kind(tmp_path / "link") == "proc"
-    assert not durable.is_network(Path("/proc"))
-    assert not durable.is_nfs(tmp_path)
 
 
 def test_names_that_are_used_once_are_made_of_letters_and_digits() -> None:

@@ -14,6 +14,7 @@ LAYERS = (
     # names, errors, and the few things that know nothing of the others
     {"errors", "identity", "layout", "log", "service", "snapshot", "stuck", "trial", "words"},
     {"ahead", "durable", "hints", "mounts", "plot", "progress", "yamltext", "zipdir"},
+    {"scans"},
     # what `stager probe` asks a filesystem
     {"presence"},
     {"meeting"},
@@ -21,12 +22,13 @@ LAYERS = (
     {"probe"},
     # what a person wrote, and who is alive
     {"instance", "models", "vigil"},
-    {"request"},
+    {"request", "values"},
     {"config"},
     # the rooms of the work
-    {"archive", "dropbox", "inflate", "lock", "orders", "result", "site"},
-    {"backlog", "gcs", "lately", "marker", "page", "spool", "sweep"},
-    {"again", "fetch", "finish", "hook", "source"},
+    {"archive", "dropbox", "dropped", "inflate", "lock", "orders", "result", "site"},
+    {"backlog", "gcs", "lately", "marker", "outbox", "page", "sweep"},
+    {"spool"},
+    {"again", "fetch", "finish", "guard", "hook", "source"},
     {"stage"},
     # the walk of one request, then of all of them
     {"case"},

@@ -116,3 +116,16 @@ def test_a_spool_in_memory_is_warned_of_once_at_start(lab: Lab) -> None:
     subprocess.run(["rm", "-r", f"{lab.root}.kept"], check=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("(tmpfs) is memory") == 1
+
+
+def test_the_kernel_is_asked_what_a_filesystem_is(tmp_path: Path) -> None:
+    lines = mounts.MOUNTINFO.read_text().splitlines()
+    points = {line.split()[4]: line.partition(" - ")[2].split()[0] for line in lines}
+    for point in ("/proc", "/dev/shm"):
+        assert mounts.filesystem_kind(Path(point)) == points[point]
+    inside = Path("/dev/shm") / "not" / "there"
+    assert mounts.filesystem_kind(inside) == points["/dev/shm"]
+    (tmp_path / "link").symlink_to("/proc")
+    assert mounts.filesystem_kind(tmp_path / "link") == "proc"
+    assert not mounts.is_network(Path("/proc"))
+    assert not mounts.is_nfs(tmp_path)

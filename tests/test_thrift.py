@@ -13,11 +13,11 @@ from stager import durable
 from stager.archive import DirectorySource
 from stager.config import load_config
 from stager.doctor import examine
+from stager.dropped import StaleOpen
 from stager.fetch import Room
 from stager.layout import parse_build
 from stager.marker import Marker
 from stager.progress import Progress
-from stager.spool import StaleOpen
 from stager.stage import Staging
 
 

@@ -9,8 +9,8 @@ import pytest
 from lab import until
 from pyfakefs.fake_filesystem import FakeFilesystem
 
-from stager.durable import NETWORK_FILESYSTEMS, filesystem_kind, is_nfs
 from stager.layout import is_request_name
+from stager.mounts import NETWORK_FILESYSTEMS, filesystem_kind, is_nfs
 from stager.watch import LOCAL_RESCAN_SECONDS, NETWORK_RESCAN_SECONDS, Watch
 
 Hints = list[tuple[str, str]]

@@ -171,7 +171,7 @@ def test_what_is_published_for_another_is_on_disk_before(
     lab.drop("one")
     claim = spool.take("one.yaml")
     assert claim is not None
-    spool.write_answers([(claim, answer_to(claim))])
+    spool.outbox.write([(claim, answer_to(claim))])
     rename(spool.paths.active / str(claim), spool.paths.done / str(claim))
     calls = []
 

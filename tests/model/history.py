@@ -41,7 +41,7 @@ SCALE = {
 def scaled(tick_seconds: float) -> Iterator[None]:
     """Set those constants for the length of a block, and the tick of a server's clock."""
     with ExitStack() as stack:
-        for name, value in (SCALE | {"stager.spool.TICK_SECONDS": tick_seconds}).items():
+        for name, value in (SCALE | {"stager.outbox.TICK_SECONDS": tick_seconds}).items():
             stack.enter_context(mock.patch(name, value))
         yield
 

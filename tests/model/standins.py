@@ -19,10 +19,10 @@ from model.clocks import Time
 from model.turns import Scheduler
 
 MODULES = (
-    "answer", "backlog", "bulletin", "clerk", "dispatch", "dropbox", "durable", "fetch", "finish",
-    "gc", "inflate", "instance", "intake", "job", "keeper", "lock", "marker", "orders", "progress",
-    "prune", "pulse", "result", "rounds", "server", "site", "spool", "stage", "sweep", "tally",
-    "watch",
+    "answer", "backlog", "bulletin", "clerk", "dispatch", "dropbox", "dropped", "durable", "fetch",
+    "finish", "gc", "inflate", "instance", "intake", "job", "keeper", "lock", "marker", "mounts",
+    "orders", "outbox", "progress", "prune", "pulse", "result", "rounds", "scans", "server", "site",
+    "spool", "stage", "stuck", "sweep", "tally", "watch",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from stager import durable, result
 from stager.backlog import Backlog
 from stager.durable import nonce
 from stager.layout import Claim
+from stager.outbox import Outbox
 from stager.result import Result
 from stager.spool import Spool
 
@@ -29,11 +30,11 @@ def _answer(self: Spool, answers: Answers, order: str) -> set[Claim]:
     for claim, answer in answers:
         for step in order:
             if step == "w":
-                self.write_answers([(claim, answer)])
+                self.outbox.write([(claim, answer)])
             elif step == "c":
                 commit(claim, answer)
             elif claim in committed or "c" in order.partition("p")[2]:
-                self.publish(claim)
+                self.outbox.publish([claim])
     return committed
 
 
@@ -55,9 +56,9 @@ def publish_first(
     return _answer(self, answers, "wpc")
 
 
-@leaves_out("an answer's making can't be repeated late", "stager.spool.Spool.write_answers",
+@leaves_out("an answer's making can't be repeated late", "stager.outbox.Outbox.write",
             mood="duplicates")  # fmt: skip
-def no_desk(self: Spool, answers: Answers) -> None:
+def no_desk(self: Outbox, answers: Answers) -> None:
     for claim, answer in answers:
         tmp = self.paths.tmp / f"{self.heart.inst}.{nonce()}"
         durable.write_new(tmp, result.to_yaml(answer, claim))

@@ -9,7 +9,8 @@ from model.planted.tokens import open_unchecked as _no_check
 from stager import durable
 from stager.errors import TakenOver
 from stager.lock import Work
-from stager.spool import Spool
+from stager.outbox import Outbox
+from stager.scans import Scans
 
 
 @leaves_out("touch a directory before a listing that decides", "stager.durable.listing",
@@ -23,25 +24,26 @@ def _list_untouched(directory: Path, *, touch: bool = True) -> list[str]:
     return durable.listing(directory, touch=touch and directory.name != "requests")
 
 
-class _Untouched(durable.Scans):
+class _Untouched(Scans):
     def scan(self, directory: Path) -> list[str]:
         return _list_untouched(directory)
 
 
-_UNTOUCHED = SimpleNamespace(**vars(durable) | {"listing": _list_untouched, "Scans": _Untouched})
+_UNTOUCHED = SimpleNamespace(**vars(durable) | {"listing": _list_untouched})
 
 
 # The sweeper, which lists the drop box too, now and then, is a second defence.
 @leaves_out("touch the drop box before a scan of it", mood="old listings", tick=30.0, also={
-    "stager.dropbox.durable": _UNTOUCHED, "stager.sweep.durable": _UNTOUCHED
+    "stager.dropbox.durable": _UNTOUCHED, "stager.dropbox.Scans": _Untouched,
+    "stager.sweep.durable": _UNTOUCHED,
 })  # fmt: skip
 def drop_box_untouched() -> None:
     pass
 
 
-@leaves_out("touch again what others read", "stager.spool.Spool.touch_published",
+@leaves_out("touch again what others read", "stager.outbox.Outbox.touch_again",
             mood="old listings", tick=30.0)  # fmt: skip
-def not_touched_again(_self: Spool) -> None:
+def not_touched_again(_self: Outbox) -> None:
     pass
 
 
