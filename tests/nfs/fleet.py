@@ -156,6 +156,17 @@ class Fleet:
         """Send a daemon a signal."""
         self.run(host, f"kill -{name} {self.pids[host]}")
 
+    def pause(self, host: str) -> None:
+        """Have a machine claim nothing; return once it knows."""
+        count = f"grep -c ' paused$' /run/{self.name}/{host}.log; true"
+        before = int(self.run(host, count))
+        self.stager(host, "pause", "--host", f"lab-{host}")
+        until(lambda: int(self.run(host, count)) > before, f"{host} pauses", 30)
+
+    def resume(self, host: str) -> None:
+        """Have it claim again."""
+        self.stager(host, "resume", "--host", f"lab-{host}")
+
     def state(self, host: str) -> str:
         """Return the states of a daemon's threads, as /proc tells them: `DSS`."""
         stat = f"/proc/{self.pids[host]}/task/*/stat"

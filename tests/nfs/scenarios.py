@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from fleet import LEASE, Fleet, fleet, until
 from network import Cluster, Machines, OneKernel
-from traffic import BUILDS, FRESH, IMAGES, Ask, make_asks
+from traffic import BUILDS, IMAGES, Ask, make_asks
 from verdict import Event, Verdict, answered_at, judge, read_events
 
 from stager.layout import Claim
@@ -124,9 +124,10 @@ class _Stop:
         """Have it stopped, taken over and continued."""
         run = self.run
         run.run("a", f"touch /run/{run.name}/{self.step}.armed")
-        dropped = self._drop_until_stopped()
+        fresh = self._fresh()
+        self._stop(fresh)
         start = time.monotonic()
-        more = make_asks(f"{self.step}-more", max(0, self.count - dropped), ("b",))
+        more = make_asks(f"{self.step}-more", max(0, self.count - len(fresh)), ("b",))
         run.drop(more)
         run.await_answers(LEASE + MARGIN_SECONDS)
         self.recovered = time.monotonic() - start
@@ -139,23 +140,22 @@ class _Stop:
         until(lambda: len(run.beats()) == 2, "both alive", MARGIN_SECONDS)
         self.over = run.clock()
 
-    def _drop_until_stopped(self) -> int:
-        """Ask for fresh images until machine a comes to the step; return how many it took."""
-        run, dropped = self.run, 0
-        while dropped < len(self._fresh()):
-            part = self._fresh()[dropped : dropped + 3]
-            dropped += len(part)
-            run.drop(part)
-            with suppress(AssertionError):
-                until(lambda: self.step in run.run("a", f"ls /run/{run.name}").split(), "", 8)
-                return dropped
-        raise AssertionError(f"machine a never came to the step {self.step}")
+    def _stop(self, asks: list[Ask]) -> None:
+        """Have machine a come to the step: it alone takes in what needs images anew."""
+        run = self.run
+        run.pause("b")
+        run.drop(asks)
+        until(
+            lambda: self.step in run.run("a", f"ls /run/{run.name}").split(),
+            f"machine a comes to the step {self.step}",
+            MARGIN_SECONDS,
+        )
+        run.resume("b")
 
     def _fresh(self) -> list[Ask]:
         """Return requests that each need an image nobody asked for before."""
-        builds = range(BUILDS + self.number * FRESH, BUILDS + (self.number + 1) * FRESH)
-        names = [(build, image) for image in IMAGES for build in builds]
-        return [Ask(f"{self.step}-{build}-{i}", build, (i,), "b", False) for build, i in names]
+        build = BUILDS + self.number
+        return [Ask(f"{self.step}-{image}", build, (image,), "b", False) for image in IMAGES]
 
     def published(self, events: list[Event]) -> list[str]:
         """Return what appeared after the stopped worker went on, and before more was asked."""
