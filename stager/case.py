@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from stager.archive import Archive, Source
 from stager.config import Config
+from stager.dropped import Dropped
 from stager.errors import StagerError
 from stager.fetch import Room
 from stager.hook import Hook
@@ -14,7 +15,7 @@ from stager.lock import Locks
 from stager.marker import Marker, Sidecar
 from stager.progress import Progress
 from stager.request import Request
-from stager.spool import Dropped, Spool
+from stager.spool import Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class Case:
     code: str = ""
     """The answer's error code; empty where it is good."""
     learnt_at: float = 0.0
-    """When it was known what the answer says, by the file server's clock."""
+    """When the archive was last looked at, by the file server's clock: what is learnt from it holds
+    for those who had asked by then."""
 
     def interrupt(self) -> None:
         """Have its worker look at once whether it should go on."""

@@ -77,6 +77,7 @@ def _stage(tools: Tools, case: Case) -> None:
     if case.claim.a > tools.config.attempts:
         raise TooManyAttempts(f"the daemon died on this request {case.claim.a} times")
     with tools.locks.take(request.build.key) as work:
+        case.learnt_at = tools.heart.server_now()
         try:
             tools.marker.look_afresh(request.build)
             tools.marker.check_target(request.build)
@@ -126,6 +127,7 @@ def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> 
     fetched = 0
     for last in (False, True):
         case.progress.enter("looking for the archive")
+        case.learnt_at = tools.heart.server_now()
         case.archive = tools.source.look(build, case.progress.pause)
         case.archive.fetched = fetched
         images = f"Image(s) {quoted(missing)} for build {build.target}"
@@ -230,7 +232,6 @@ def answer_all(tools: Tools, cases: list[Case]) -> None:
     """Answer several; those that are not ours any more stay unanswered."""
     results: list[tuple[Case, Result]] = []
     for case in cases:
-        case.learnt_at = tools.heart.server_now()
         results.append((case, make_result(tools, case)))
         case.progress.enter("answering")
     by_claim = {case.claim: case for case in cases}

@@ -261,3 +261,22 @@ def test_what_is_staged_is_answered_while_the_service_is_away(cloud_lab: Labs) -
         cloud.fail("any", 503, None)
         result = lab.result(lab.drop("two"), seconds=3)
     assert (result["state"], cloud.hits()) == ("already_staged", [])
+
+
+def test_what_an_archive_lacked_is_no_answer_for_who_asks_after_it_was_completed(
+    cloud_lab: Labs,
+) -> None:
+    lab, cloud = cloud_lab
+    test, recovery = (make_image(n, 300_000) for n in range(2))
+    lab.upload(cloud, images={FILES["test"]: test})
+    cloud.slow(50_000)
+    with lab.running():
+        lab.drop("early", images=["test", "recovery"])
+        until(lambda: cloud.sent() > 20_000)
+        lab.upload(cloud, images={FILES["test"]: test, FILES["recovery"]: recovery})
+        lab.drop("late", images=["recovery"])
+        until(lambda: lab.spool("waiting"))
+        cloud.slow(None)
+        assert code(lab.result("early")) == "image_not_in_archive"
+        assert lab.result("late")["state"] == "staged"
+    assert lab.image("recovery").read_bytes() == recovery

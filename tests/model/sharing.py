@@ -23,6 +23,8 @@ class Sharing:
         self.plan, self.witness, self._sound = plan, witness, sound
         self._waiting: dict[tuple[str, str], float] = {}
         """Instance and request: since when a worker waits for another machine's build."""
+        self._started: dict[tuple[str, str], float] = {}
+        """Instance and request: when it began to look at its archive."""
         self._told: set[tuple[str, str]] = set()
         """Instance and request: its outcome is known, as another's was the same."""
 
@@ -68,6 +70,7 @@ class Sharing:
         if place == "failed" and claim:
             self._outcome(change, claim, instances)
         elif place == "active" and claim and before and claim.a > before.a:
+            self._started[claim.inst, claim.id] = self.witness.now()
             if (claim.inst, claim.id) in self._told:
                 self.witness.accuse(f"promise 4: {claim.request_id} was started, its outcome known")
         elif place == "active" and claim and (waiting := Waiting.parse(old)):
@@ -82,7 +85,8 @@ class Sharing:
         answer = parse_result(private.read_bytes()) if private.exists() else None
         if not (answer and answer.error and answer.error.code == ImageNotInArchive.code):
             return
-        before = EPOCH + self.witness.now() - 2 * self.plan.tick - 1.0
+        started = self._started.get((claim.inst, claim.id), -EPOCH)
+        before = EPOCH + started - 2 * self.plan.tick - 1.0
         for instance in instances:
             if claim.inst in instance.insts and instance.server:
                 for entry in instance.server.dispatcher.backlog.entries.values():
