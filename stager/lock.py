@@ -96,16 +96,22 @@ class Locks:
             pass
         return []
 
-    def free_the_dead(self, dead: set[str], keys: Iterable[str]) -> int:
-        """Free the tokens that instances of `dead` still own, fencing them; return how many."""
-        freed = 0
+    def free_the_dead(self, keys: Iterable[str]) -> list[str]:
+        """Free the tokens that the dead still own, fencing them.
+
+        Return the builds to look at again: their owner is not listed, but not judged dead yet.
+        """
+        undecided, living = [], {"", *self.heart.living()}
         for key in keys:
             token = max(self.tokens(key), default=None)
-            if token is not None and token.inst in dead:
-                with suppress(BuildBusy, TakenOver):
-                    self.take(key).release()
-                    freed += 1
-        return freed
+            if token is None or token.inst in living:
+                continue
+            if not self.heart.dead(token.inst):
+                undecided.append(key)
+                continue
+            with suppress(BuildBusy, TakenOver):
+                self.take(key).release()
+        return undecided
 
     def leave(self, key: str) -> None:
         """Take note that the token may stay in our name, or come back to it late."""

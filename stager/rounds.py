@@ -30,11 +30,16 @@ class Rounds:
     sweeper: Sweeper
     keeper: Keeper = field(default_factory=Keeper)
     _next_sweep: float = 0.0
-    _dead: set[str] = field(default_factory=set)
-    """The buried whose tokens are not all looked at yet."""
-    _freeing: set[str] = field(default_factory=set)
+    _is_due: bool = False
+    """Whether somebody was buried since the tokens were listed."""
     _keys: list[str] = field(default_factory=list)
+    """The builds whose tokens are still to be looked at."""
     _cloned: set[str] = field(default_factory=set)
+
+    @property
+    def is_owing(self) -> bool:
+        """Whether tokens of the dead are still to be freed."""
+        return self._is_due or bool(self._keys)
 
     def go(self, visit: Visit, hold: Hold | None) -> None:
         """Make a round; `hold`: the standing fault that requests wait for."""
@@ -54,19 +59,20 @@ class Rounds:
         busy = {claim.inst for claim in visit.spool.active()}
         for inst in heart.bury(busy):
             log.info("an instance is gone", instance=inst)
-            self._dead.add(inst)
+            self._is_due = True
             # It may have died before it touched the directory of its answers again (NFSv3).
             visit.spool.outbox.note(visit.spool.paths.results)
 
     def _free_tokens(self, visit: Visit) -> None:
-        """Free what the buried held, some builds at a time: there may be many thousands."""
+        """Free what the dead held, some builds at a time: there may be many thousands.
+
+        Not only what those held whom we buried: who buried others may have died of it.
+        """
         visit.locks.free_left()
-        if self._dead and not self._keys:
-            self._keys, self._freeing = durable.listing(visit.spool.paths.locks), set(self._dead)
-        some, self._keys = self._keys[:KEYS_AT_ONCE], self._keys[KEYS_AT_ONCE:]
-        visit.locks.free_the_dead(self._freeing, some)
-        if not self._keys:
-            self._dead -= self._freeing
+        if self._is_due and not self._keys:
+            self._keys, self._is_due = durable.listing(visit.spool.paths.locks), False
+        undecided = visit.locks.free_the_dead(self._keys[:KEYS_AT_ONCE])
+        self._keys = self._keys[KEYS_AT_ONCE:] + undecided
 
     def _sweep(self, lease: float) -> None:
         """Sweep, some times in a lease: leftovers are in nobody's way."""

@@ -181,7 +181,8 @@ class Server:
                 self.spool.outbox.touch_last()
                 self.pulse.end()
                 self.bulletin.withdraw()
-                if self.locks.free_left():
+                # Who does not sign off is buried, and what is left to do is done by others.
+                if self.locks.free_left() and not self.rounds.is_owing:
                     self.heart.leave()
         except (MachineFault, Buried) as e:
             log.warning(f"stopped, but could not sign off: {e}")

@@ -11,6 +11,7 @@ import pytest
 from lab import BUILD, Lab, Peer
 
 from stager.errors import BuildBusy, TakenOver
+from stager.instance import GONE_SAMPLES
 from stager.layout import parse_build
 from stager.lock import Token, Work
 
@@ -131,6 +132,21 @@ def test_the_token_of_a_dead_owner_is_taken_over_and_its_work_directory_removed(
         assert tokens(lab) == [f"{old.token.n + 1}.{taker.inst}.{work.token.nonce}"]
         assert work_dirs(lab) == [work.dir.name]
     assert tokens(lab) == ["3.free"]
+    assert lab.is_clean()
+
+
+def test_the_token_of_one_whose_burier_died_is_freed_by_who_is_left(lab: Lab) -> None:
+    old, burier = held_by_the_dead(lab), lab.peer(dead=True)
+    burier.heart.observe()
+    assert old.token.inst in burier.heart.bury(set())
+    left = lab.peer()
+    left.heart.observe()
+    for _ in range(GONE_SAMPLES):
+        # Not listed any more: that must be seen a few times before it is believed.
+        assert left.locks.free_the_dead([ONE]) == [ONE]
+        left.heart.observe()
+    assert left.locks.free_the_dead([ONE]) == []
+    assert tokens(lab) == [f"{old.token.n + 2}.free"]
     assert lab.is_clean()
 
 

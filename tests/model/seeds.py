@@ -31,6 +31,7 @@ SEEDS = {
     "nobody-dies": 5,
     "not-looked-at-again": 11,
     "not-touched-again": 9,
+    "own-dead-only": 42,
     "replacing-rename": 6,
     "swapped-at-once": 2,
     "swept-at-once": 4,

@@ -70,4 +70,4 @@ def swept_at_once(self: Sweeper) -> list[Path]:
             drops=6, chaos_seconds=150.0)  # fmt: skip
 def dead_and_unseen(self: Rounds, visit: Visit) -> None:
     busy = {claim.inst for claim in visit.spool.active()}
-    self._dead.update(visit.heart.bury(busy))
+    self._is_due |= bool(visit.heart.bury(busy))

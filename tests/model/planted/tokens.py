@@ -123,8 +123,19 @@ def never_freed(_self: Locks) -> bool:
 @leaves_out("what the dead held is freed, though nobody asks for it",
             "stager.lock.Locks.free_the_dead", mood="half done", force=False, archive=0.0,
             ambush=0.7, ambushes=("static/images",))  # fmt: skip
-def the_dead_keep(_self: Locks, _dead: set[str], _keys: list[str]) -> int:
-    return 0
+def the_dead_keep(_self: Locks, _keys: list[str]) -> list[str]:
+    return []
+
+
+@leaves_out("who frees for the dead may die of it", "stager.lock.Locks.free_the_dead",
+            mood="half done", force=False, archive=0.0, ambush=0.7,
+            ambushes=("static/images", "spool/instances"))  # fmt: skip
+def own_dead_only(self: Locks, keys: list[str]) -> list[str]:
+    buried = self.heart._buried
+    return _FREE(self, [k for k in keys if {t.inst for t in self.tokens(k)} & buried])
+
+
+_FREE = Locks.free_the_dead
 
 
 @leaves_out("who waits for a build frees the worker", "stager.lock.Locks.take", mood="zombies",
