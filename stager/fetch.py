@@ -117,7 +117,9 @@ class Fetching:
         try:
             # Closed here: an error that is kept would keep its buffers and threads as well.
             with closing(self.archive.stream(member, self._check)) as chunks:
-                unpacked = unpack(self._watched(image, chunks, fd), member, fd)
+                unpacked = unpack(
+                    self._watched(image, chunks, fd), member, fd, self.progress.sign.helped
+                )
             os.fchmod(fd, 0o644)
             os.fsync(fd)
         except BaseException:

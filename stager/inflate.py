@@ -8,12 +8,12 @@ end is asked for.
 import hashlib
 import importlib
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
+from stager.behind import Behind, Helped
 from stager.errors import ArchiveCorrupt
 from stager.zipdir import DEFLATED, Member
 
@@ -25,8 +25,9 @@ except ImportError:  # the standard library's does the same work at three times 
 
 BLOCK = 4096
 INPUT_BYTES = OUTPUT_BYTES = 256 << 10
-HASHED_AT_ONCE, BATCHES_BEHIND = 1 << 20, 2
 RUN = 16 * BLOCK
+FLUSH_BYTES = 8 << 20
+"""So often the kernel is told to begin to write to the disk: little is left for the sync."""
 _ZEROS, _ZERO_RUN = bytes(BLOCK), bytes(RUN)
 
 
@@ -39,18 +40,26 @@ class Unpacked:
     sha256: str
 
 
-def unpack(chunks: Iterable[bytes], member: Member, fd: int) -> Unpacked:
-    """Write a member into the empty file `fd`; ArchiveCorrupt where it is not what it says."""
-    crc, size = 0, 0
+def unpack(
+    chunks: Iterable[bytes], member: Member, fd: int, helped: Helped = nullcontext
+) -> Unpacked:
+    """Write a member into the empty file `fd`; ArchiveCorrupt where it is not what it says.
+
+    This thread inflates, another one hashes and writes; `helped` is its context.
+    """
+    crc, size, sha, file = 0, 0, hashlib.sha256(), _SparseFile(fd)
+
+    def use(piece: bytes) -> None:
+        sha.update(piece)
+        file.write(piece)
+
     pieces = _inflated(chunks, member) if member.method == DEFLATED else chunks
-    file = _SparseFile(fd)
-    with Sha256Beside() as sha:
+    with Behind(use, helped) as behind:
         for piece in pieces:
             if size + len(piece) > member.size:
                 raise ArchiveCorrupt(f"{member.name} holds more bytes than its entry says")
-            sha.update(piece)
             crc = zlib.crc32(piece, crc)
-            file.write(piece)
+            behind.put(piece)
             size += len(piece)
     if size != member.size:
         raise ArchiveCorrupt(f"{member.name} holds {size} bytes; its entry says {member.size}")
@@ -59,51 +68,6 @@ def unpack(chunks: Iterable[bytes], member: Member, fd: int) -> Unpacked:
         raise ArchiveCorrupt(f"{member.name} has CRC-32 {crc:08x}; its entry says {want}")
     file.finish(size)
     return Unpacked(size, f"{crc:08x}", sha.hexdigest())
-
-
-class Sha256Beside:
-    """SHA-256 on a thread of its own, a few pieces behind: it takes as long as half the rest."""
-
-    def __init__(self) -> None:
-        self._sha = hashlib.sha256()
-        self._batches: queue.Queue[list[bytes]] = queue.Queue(BATCHES_BEHIND)
-        self._some: list[bytes] = []
-        self._size = 0
-        self._thread: threading.Thread | None = None
-        """None while all there was is less than one batch: that is hashed at the end."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread is not None:
-            self._batches.put([])
-            self._thread.join()
-        for piece in self._some:
-            self._sha.update(piece)
-
-    def update(self, piece: bytes) -> None:
-        """Hash a piece soon; wait where too many are waiting."""
-        self._some.append(piece)
-        self._size += len(piece)
-        if self._size >= HASHED_AT_ONCE:
-            self._hand_over()
-
-    def hexdigest(self) -> str:
-        """Return the sum; only after the block."""
-        return self._sha.hexdigest()
-
-    def _hand_over(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._hash, name="sha256")
-            self._thread.start()
-        self._batches.put(self._some)
-        self._some, self._size = [], 0
-
-    def _hash(self) -> None:
-        while batch := self._batches.get():
-            for piece in batch:
-                self._sha.update(piece)
 
 
 def digest(fd: int, check: Callable[[], None] = lambda: None) -> Unpacked:
@@ -145,6 +109,7 @@ class _SparseFile:
 
     def __init__(self, fd: int) -> None:
         self._fd, self._at, self._rest = fd, 0, b""
+        self._flushed = 0
 
     def write(self, piece: bytes) -> None:
         """Write what makes whole blocks; keep the rest for the next piece."""
@@ -171,14 +136,22 @@ class _SparseFile:
         begin = start
         at = start
         while at < end:
-            # Most zeros come in long runs, most else has none: sixteen blocks at one look.
-            step = RUN if at + RUN <= end and piece.startswith(_ZERO_RUN, at) else BLOCK
-            if step == RUN or piece.startswith(_ZEROS, at):
+            step = BLOCK
+            if piece.startswith(_ZEROS, at):
+                # Most zeros come in long runs: sixteen blocks at one look.
+                if at + RUN <= end and piece.startswith(_ZERO_RUN, at):
+                    step = RUN
                 _write(self._fd, view[begin:at], base + begin)
                 begin = at + step
             at += step
         _write(self._fd, view[begin:end], base + begin)
         self._at += end - start
+        if self._at - self._flushed >= FLUSH_BYTES:
+            # Linux begins to write back what is dirty there, and drops only what is clean.
+            os.posix_fadvise(
+                self._fd, self._flushed, self._at - self._flushed, os.POSIX_FADV_DONTNEED
+            )
+            self._flushed = self._at
 
 
 def _write(fd: int, view: memoryview, offset: int) -> None:

@@ -13,7 +13,7 @@ from lab import BUILD, ROOT, Lab
 LAYERS = (
     # names, errors, and the few things that know nothing of the others
     {"errors", "identity", "layout", "log", "service", "snapshot", "stuck", "trial", "words"},
-    {"ahead", "durable", "hints", "mounts", "plot", "progress", "yamltext", "zipdir"},
+    {"ahead", "behind", "durable", "hints", "mounts", "plot", "progress", "yamltext", "zipdir"},
     {"scans"},
     # what `stager probe` asks a filesystem
     {"presence"},

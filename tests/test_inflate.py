@@ -19,11 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab import ROOT
 
+from stager.behind import BATCH_BYTES, BATCHES
 from stager.errors import ArchiveCorrupt
 from stager.inflate import (
-    BATCHES_BEHIND,
     BLOCK,
-    HASHED_AT_ONCE,
     OUTPUT_BYTES,
     digest,
     unpack,
@@ -204,7 +203,7 @@ def test_memory_stays_small_whatever_the_input_expands_to() -> None:
         finally:
             tracemalloc.stop()
         assert os.fstat(fd).st_size == member.size
-    assert peak < 8 * OUTPUT_BYTES + (BATCHES_BEHIND + 2) * HASHED_AT_ONCE
+    assert peak < 8 * OUTPUT_BYTES + (BATCHES + 2) * BATCH_BYTES
 
 
 def test_a_member_that_goes_on_for_ever_is_given_up_at_its_size() -> None:
