@@ -63,7 +63,7 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
     bad = 0
     server = begin(config, signals)
     while True:
-        with Vigil(server.places, server.signs, server.summary) as vigil:
+        with Vigil(server.guard.places, server.signs, server.summary) as vigil:
             vigil.tell("READY=1")
             while not signals.stop and not server.buried:
                 if signals.reload:

@@ -77,6 +77,10 @@ class Dispatcher:
         could_start = sum(entry.waiting.due <= now for entry in self.backlog.entries.values())
         return max(0, min(INTAKE, MOST_WAITING - could_start))
 
+    def is_work(self, kind: str, _: str) -> bool:
+        """Whether an event in waiting/ tells of work for us: others have too much, we a worker."""
+        return kind == "moved" and len(self.running) < self.tools.config.workers
+
     def adopt(self) -> None:
         """Take up what nobody works on."""
         with durable.storage():

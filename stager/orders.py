@@ -167,6 +167,11 @@ def take(paths: Paths, inst: str, item: Received) -> Path | None:
     return mine if durable.move(paths.control / item.file, mine) else None
 
 
+def is_news(kind: str, name: str) -> bool:
+    """Whether an event in control/ is an order's coming, and not our own look at it."""
+    return name.endswith(".order") and kind not in {"opened", "read"}
+
+
 def taken(paths: Paths, look: durable.Look | None = None) -> dict[Path, str]:
     """Return the orders taken and not answered yet, in the order they came, with their takers."""
     found = (_TAKEN.fullmatch(name) for name in (look or durable.listing)(paths.tmp))

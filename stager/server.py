@@ -3,8 +3,6 @@
 import os
 import random
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -60,11 +58,14 @@ class Server:
         self.watch = Watch(
             self.paths.requests, config.watch, config.rescan, self.dropbox.hints.note
         )
-        self.watch.wake, self.watch.orders = wake, self.paths.control
+        self.watch.wake = wake
         self.locks, self.room = Locks(self.paths, self.heart), Room(self.paths.static, config)
         self.hook = Hook(config.on_done)
         tools = self._tools()
         self.dispatcher = Dispatcher(tools, Intake(tools, self.dropbox), wake.set)
+        self.watch.also = {
+            self.paths.control: orders.is_news, self.paths.waiting: self.dispatcher.is_work
+        }  # fmt: skip
         self.clerk = Clerk(self.spool, self.dispatcher, os.geteuid())
         self.rounds = Rounds(Sweeper(self.paths, self.heart))
         self.bulletin = Bulletin(self.paths, self.heart, self.dispatcher, self.dropbox, config)
@@ -163,7 +164,7 @@ class Server:
 
     def reconfigure(self, config: Config) -> None:
         """Work by another configuration from the next job on."""
-        self.config = self.room.config = self.bulletin.config = config
+        self.config = self.room.config = self.bulletin.config = self.guard.config = config
         self.hook.command = config.on_done
         self.dropbox.settle = config.settle
         self.dispatcher.reconfigure(self._tools())
@@ -204,16 +205,6 @@ class Server:
         """Return the signs of life of all threads that must get on."""
         working = [case.progress.sign for case in self.dispatcher.cases()]
         return [self.sign, self.pulse.sign, *working]
-
-    def places(self) -> dict[str, Callable[[], object]]:
-        """Return for each place of storage a question that its server must answer."""
-        places: dict[str, Callable[[], object]] = {
-            "spool": partial(os.utime, self.paths.tmp),
-            "static tree": partial(os.utime, self.paths.static_tmp),
-        }
-        if directory := self.config.archive.directory:
-            places["archive directory"] = partial(os.statvfs, directory)
-        return places
 
     def summary(self) -> str:
         """Return one line for the service manager."""

@@ -86,8 +86,8 @@ class Watch(FileSystemEventHandler):
         self, directory: Path, mode: str, rescan: float | None, note: Callable[[str, str], bool]
     ) -> None:
         self.directory, self._note = directory, note
-        self.orders: Path | None = None
-        """A second directory whose new names wake the loop."""
+        self.also: dict[Path, Callable[[str, str], bool]] = {}
+        """Other directories, and whether a kind of event of a name there wakes the loop."""
         network = mounts.is_network(directory)
         self.kind = mounts.filesystem_kind(directory)
         self.mode = mode if mode != "auto" else "poll" if network else "inotify"
@@ -109,8 +109,8 @@ class Watch(FileSystemEventHandler):
         observer = BaseObserver(_Emitter)
         try:
             observer.schedule(self, str(self.directory))
-            if self.orders is not None:
-                observer.schedule(self, str(self.orders))
+            for other in self.also:
+                observer.schedule(self, str(other))
             observer.start()
         except OSError as e:
             # Watches or instances are used up: the timer sees everything, only later.
@@ -133,11 +133,7 @@ class Watch(FileSystemEventHandler):
         directory, name = os.path.split(path)
         if not kind or not name:
             return
-        if self.orders is not None and directory == str(self.orders):
-            # Not for our own look at an order, which is an event as well.
-            if name.endswith(".order") and kind not in {"opened", "read"}:
-                self.wake.set()
-        elif self._note(kind, name):
+        if self.also.get(Path(directory), self._note)(kind, name):
             self.wake.set()
 
     def wait(self, seconds: float) -> bool:

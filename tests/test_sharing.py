@@ -147,6 +147,26 @@ def test_a_build_that_another_daemon_stages_is_waited_for_without_a_worker(
     assert lab.is_clean()
 
 
+def test_what_one_daemon_took_in_and_can_not_begin_is_begun_by_an_idle_one_at_once(
+    cloud_lab: tuple[Lab, Cloud],
+) -> None:
+    lab, cloud = cloud_lab
+    # No scan will tell them.
+    lab.write_config(workers=1, rescan="1h")
+    builds = [f"{BUILD}-{n}" for n in range(4)]
+    for build in builds:
+        lab.upload(cloud, build, images=IMAGES)
+    cloud.slow(20_000)
+    daemons = start_all(lab, 4)
+    for number, build in enumerate(builds):
+        lab.drop(f"n{number}", build)
+    work = lab.root / "static/.stager/work"
+    until(lambda: len(os.listdir(work)) == len(builds), "all four at work")
+    cloud.slow(None)
+    assert {lab.result(f"n{n}")["state"] for n in range(4)} == {"staged"}
+    assert [daemon.stop() for daemon in daemons] == [0] * 4
+
+
 # -- taking over --------------------------------------------------------------------------------
 
 

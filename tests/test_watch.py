@@ -42,6 +42,28 @@ def watch(box: Path, hints: Hints) -> Iterator[Watch]:
     armed.disarm()
 
 
+def test_other_directories_wake_by_their_own_rules(box: Path, hints: Hints) -> None:
+    def note(kind: str, name: str) -> bool:
+        hints.append((kind, name))
+        return True
+
+    other = box.parent / "waiting"
+    other.mkdir()
+    watch = Watch(box, "inotify", None, note)
+    watch.also = {other: lambda kind, name: kind == "moved" and name == "for-us"}
+    watch.arm()
+    try:
+        for name in ("for-others", "for-us"):
+            (box.parent / name).write_text("x")
+            (box.parent / name).rename(other / name)
+            assert watch.wait(30 if name == "for-us" else 0.05) == (name == "for-us")
+        (other / "for-us").unlink()
+        assert not watch.wait(0.05)
+        assert hints == []
+    finally:
+        watch.disarm()
+
+
 # -- events -------------------------------------------------------------------------------------
 
 
