@@ -5,6 +5,7 @@ whole object for a range; so the ranges are read over its authorised session, ea
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
@@ -35,6 +36,8 @@ SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 TIMEOUT = (10, 15)
 """Seconds to connect, and without a single byte, before a try counts as failed."""
 TRIES = 4
+LOT_BYTES, LAST_BYTES = 256 << 10, 4 << 20
+"""A read of a slow connection waits for so many bytes, but not of the last ones of a range."""
 LONGEST_PAUSE = 30.0
 _BUSY = {408, 429, 500, 502, 503, 504}
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError)
@@ -176,7 +179,7 @@ class _RangeReader:
         while start < end:
             check()
             try:
-                for piece in self._once(start, end):
+                for piece in self._once(start, end, in_lots=failures == 0):
                     start, failures = start + len(piece), 0
                     yield piece
                 if start < end:
@@ -187,7 +190,7 @@ class _RangeReader:
                     raise ArchiveUnavailable(f"reading the archive: {e}") from None
                 self._pause(_pause_seconds(failures, e.after))
 
-    def _once(self, start: int, end: int) -> Iterator[bytes]:
+    def _once(self, start: int, end: int, *, in_lots: bool) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "gzip"}
         raw: Any = None
         try:
@@ -197,8 +200,14 @@ class _RangeReader:
                 self._check(answer, start, end)
                 raw = answer.raw
                 self._answers.add(raw)
-                left = end - start
-                while left and (piece := raw.read1(min(READ_BYTES, left), decode_content=False)):
+                left, lot = end - start, 1
+                while left:
+                    wanted = LOT_BYTES if in_lots and left > LAST_BYTES else 1
+                    if wanted != lot:
+                        lot = _wait_for(raw, wanted)
+                    piece = raw.read1(min(READ_BYTES, left), decode_content=False)
+                    if not piece:
+                        break
                     left -= len(piece)
                     yield piece
         except _BROKEN as e:
@@ -228,6 +237,17 @@ class _RangeReader:
         want = f"bytes {start}-{end - 1}/{self._size}"
         if status != 206 or answer.headers.get("Content-Range") != want:
             raise _Again(f"Cloud Storage answered {status} with another range than asked for")
+
+
+def _wait_for(answer: Any, count: int) -> int:
+    """Have the kernel wake a reader for so many bytes: few large pieces, not many small ones.
+
+    The end of the stream, an error or a shutdown wake it all the same; a time-out is the socket's.
+    """
+    connection = getattr(answer.connection, "sock", None)
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+    return count
 
 
 def _retrying(call: Callable[[], Answer], pause: Pause) -> Answer:
