@@ -24,6 +24,8 @@ from stager.instance import Heart
 from stager.layout import Paths
 
 _TOKEN = re.compile(r"(?P<n>\d+)\.(?:free|(?P<inst>[A-Za-z0-9-]+)\.(?P<nonce>[a-z2-7]+))")
+_TOO_LATE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -164,8 +166,10 @@ class Locks:
             durable.move(file, directory / str(Token(0)))
             directory.rename(self.paths.locks / key)
         except OSError as e:
-            durable.remove_tree(directory)
-            if e.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+            # After another error it may be done late, and must not be empty then: it is swept.
+            if e.errno in _TOO_LATE | _REFUSED:
+                durable.remove_tree(directory)
+            if e.errno not in _TOO_LATE:
                 raise
         tokens = self.tokens(key)
         if not tokens:

@@ -1,5 +1,6 @@
 """The build token: one owner at a time, and nothing that an owner before does has an effect."""
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -112,6 +113,26 @@ def test_many_new_builds_get_their_first_tokens_at_once(lab: Lab) -> None:
         name for w in range(8) for n in range(10) for name in tokens(lab, f"build-{w}-{n}")
     } == {"2.free"}
     assert lab.is_clean()
+
+
+def test_a_first_token_is_whole_also_if_its_directory_is_put_in_place_late(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, late = Path.rename, list[tuple[Path, Path]]()
+
+    def lost(self: Path, target: Path) -> Path:
+        if target.parent.name == "locks":
+            late.append((self, target))
+            raise OSError(errno.EIO, "no reply")
+        return rename(self, target)
+
+    peer = lab.peer()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lost)
+        with pytest.raises(OSError, match="no reply"):
+            peer.locks.take(ONE)
+    rename(*late[0])
+    assert tokens(lab) == ["0.free"]
 
 
 # -- taking over --------------------------------------------------------------------------------
