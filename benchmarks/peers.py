@@ -94,6 +94,17 @@ def watcherd(site: Site, name: str = "watcherd") -> Iterator[Peer]:
         yield Peer(name, run)
 
 
+def one_after_the_other(daemon: Peer) -> Peer:
+    """Return a daemon's way with each member asked for alone, the next when one is there."""
+
+    def run(target: Path, members: list[str]) -> Cost:
+        costs = [daemon.run(target, [member]) for member in members]
+        memory = max(cost.memory for cost in costs)
+        return Cost(sum(c.wall for c in costs), sum(c.cpu for c in costs), memory)
+
+    return Peer("one after the other", run)
+
+
 def once(site: Site) -> Peer:
     """Return `watcherd --once`, start of the daemon and all."""
 
