@@ -50,11 +50,11 @@ LAYERS = (
     {"server"},
     {"once"},
     # people
-    {"client", "command", "finding", "plain", "tables"},
+    {"client", "command", "complete", "finding", "plain", "tables"},
     {"detail", "remains", "vitals"},
     {"doctor"},
     {"repair"},
-    {"admin", "probing", "show"},
+    {"admin", "probing", "show", "upkeep"},
     {"cli", "watcherd"},
 )
 MODULES = {path.stem: path for path in (ROOT / "stager").glob("*.py") if path.stem != "__init__"}
