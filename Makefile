@@ -1,4 +1,5 @@
 # make demo   the main job on a small archive in a directory: no account, no network
+# make venv   .venv/bin/stager and .venv/bin/watcherd, to run from here (docs/operations.md)
 # make test   all tests (as root: the Debian packages they use are installed); make lint   ruff and mypy
 # make screenshots   the pictures of the documents, by a real browser
 # make test-crash  the whole crash matrix, as a table (one scene of it: SCENES=retention)
@@ -14,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo install uninstall test test-crash test-faults test-model soak-model test-nfs test-systemd soak-nfs bench bench-quick screenshots schema lint format clean check-python
+.PHONY: demo venv install uninstall test test-crash test-faults test-model soak-model test-nfs test-systemd soak-nfs bench bench-quick screenshots schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -32,6 +33,8 @@ $(BIN)/.test: pyproject.toml $(BIN)/.runtime
 	@echo "installing what the tests need into $(VENV) ..."
 	@$(PIP) -e '.[test]'
 	@touch $@
+
+venv: $(BIN)/.runtime
 
 demo: $(BIN)/.runtime
 	@$(BIN)/python demo/demo.py

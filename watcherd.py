@@ -13,6 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":  # ./watcherd.py from a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import os
 import platform
 import signal
 from importlib import metadata
@@ -137,6 +138,15 @@ def reload(path: Path, config: Config, server: Server) -> Config:
     return new
 
 
+def compared(config: Config) -> str:
+    """Compare a configuration with the spool's LAYOUT, where there is one; say so."""
+    mark = config.paths.marks[0]
+    if not os.path.exists(mark):
+        return ""
+    site.compare(config, site.Layout.read(mark))
+    return f"; lease and heartbeat are those of {mark}"
+
+
 def version() -> str:
     """Return what a bug report needs."""
     names = ("watchdog", "google-cloud-storage")
@@ -156,7 +166,7 @@ def main(option: str | None, once: bool, check_config: bool) -> None:
     try:
         config = load_config(path)
         if check_config:
-            click.echo(f"{path}: good")
+            click.echo(f"{path}: good{compared(config)}")
             return
         log.set_up(config.log.format, config.log.level)
         site.check(config)

@@ -3,7 +3,7 @@
 
   drop.py gs://BUCKET/PATH/BUILD test base
 
-Exit code: 0 staged, 1 not, 4 no answer in time (the request goes on).
+Exit code: 0 staged, 1 not, 2 usage, 4 no answer in time (the request goes on).
 """
 
 import json
@@ -40,6 +40,9 @@ def answer(name: str, seconds: float) -> str | None:
 
 def main() -> int:
     """Drop, wait, print; return the exit code."""
+    if len(sys.argv) < 3:
+        print("usage: drop.py gs://BUCKET/PATH/BUILD IMAGE...", file=sys.stderr)
+        return 2
     name = drop(sys.argv[1], sys.argv[2:])
     text = answer(name, float(os.environ.get("WAIT", "3600")))
     if text is None:

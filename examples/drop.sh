@@ -1,8 +1,9 @@
 #!/bin/sh
 # Ask for a build's test image and wait for the answer; nothing but a shell is needed.
 #   SPOOL=/srv/watcherd/spool RESULTS=/srv/watcherd/results ./drop.sh gs://BUCKET/PATH/BUILD
-# Exit code: 0 staged, 1 not, 4 no answer within WAIT seconds (the request goes on).
+# Exit code: 0 staged, 1 not, 2 usage, 4 no answer within WAIT seconds (the request goes on).
 set -eu
+[ $# -eq 1 ] || { echo "usage: drop.sh gs://BUCKET/PATH/BUILD" >&2; exit 2; }
 build=$1
 spool=${SPOOL:-/srv/watcherd/spool}
 results=${RESULTS:-/srv/watcherd/results}

@@ -1,5 +1,6 @@
 """The manual pages, from the commands and the models: part of `make schema`."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -70,7 +71,8 @@ def commands() -> str:
     lines = []
     for name, command in sorted(cli.commands.items()):
         lines += [f".SS stager {escaped(name)}", usage(command, f"stager {name}"), ".PP"]
-        lines += [escaped(command.help or ""), tagged(options(command))]
+        told = inspect.cleandoc(command.help or "").split("\n\n")
+        lines += ["\n.PP\n".join(map(escaped, told)), tagged(options(command))]
     return "\n".join(lines)
 
 
@@ -91,7 +93,13 @@ def codes() -> Iterator[tuple[str, str]]:
         yield str(code), meaning
 
 
-SEE_REQUEST = ".BR stager (1), stager\\-request (5), watcherd.yaml (5), watcherd (8)"
+PAGES = {"stager": 1, "stager-request": 5, "watcherd.yaml": 5, "watcherd": 8}
+
+
+def see_also(name: str) -> str:
+    """Return the other pages."""
+    others = [f"{escaped(other)} ({number})" for other, number in PAGES.items() if other != name]
+    return f".BR {', '.join(others)}"
 
 
 def pages() -> dict[str, str]:
@@ -121,7 +129,7 @@ def pages() -> dict[str, str]:
                 ("2", "usage, configuration, or directories that were not set up"),
             ])),
             "FILES": tagged(iter([("/etc/stager/config.yaml", "the configuration")])),
-            "SEE ALSO": SEE_REQUEST,
+            "SEE ALSO": see_also("watcherd"),
         }),
         "stager.1": page("stager", 1, "ask for build images, and look after their spool", {
             "SYNOPSIS": ".B stager\nCOMMAND [OPTIONS] [ARGS]...",
@@ -132,10 +140,12 @@ def pages() -> dict[str, str]:
             ),
             "COMMANDS": commands(),
             "SHELL COMPLETION": escaped(
-                'eval "$(_STAGER_COMPLETE=bash_source stager)"; also zsh_source, fish_source.'
+                'eval "$(_STAGER_COMPLETE=bash_source stager)"; also zsh_source, fish_source. '
+                "Commands, options, images, and names of requests, pinned builds and machines are "
+                "offered."
             ),
             "EXIT STATUS": tagged(codes()),
-            "SEE ALSO": SEE_REQUEST,
+            "SEE ALSO": see_also("stager"),
         }),
         "stager-request.5": page("stager-request", 5, "requests to watcherd, and its answers", {
             "DESCRIPTION": escaped(
@@ -148,15 +158,16 @@ def pages() -> dict[str, str]:
             "ANSWER": escaped("results/NAME.yaml; `state` is its first line.\n")
             + "\n" + tagged(keys(Result)),
             "EXAMPLE": example,
-            "SEE ALSO": SEE_REQUEST,
+            "SEE ALSO": see_also("stager-request"),
         }),
         "watcherd.yaml.5": page("watcherd.yaml", 5, "the configuration of watcherd", {
             "DESCRIPTION": escaped(
                 "YAML. Durations are seconds, or a number with s, m, h or d; sizes are bytes, or "
                 "a number with K, M, G or T. STAGER_<KEY> in the environment overrides a key, "
-                "with __ between levels. `watcherd --check-config` says what is wrong, and where."
+                "with __ between levels. `watcherd --check-config` says what is wrong, and where, "
+                "also where lease and heartbeat are not those of the spool."
             ),
             "KEYS": tagged(keys(Config)),
-            "SEE ALSO": SEE_REQUEST,
+            "SEE ALSO": see_also("watcherd.yaml"),
         }),
     }  # fmt: skip

@@ -8,6 +8,7 @@ are.
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,20 +42,23 @@ class _Archived:
     facts: tuple[int, str] | None
 
 
-def older(visit: Visit) -> Iterator[tuple[Build, list[str]]]:
-    """Yield the builds that an older devserver staged, with those of their images."""
-    marker, images = visit.marker, visit.marker.paths.images
-    names = frozenset(marker.image_files.values())
+def flagged(visit: Visit) -> Iterator[Build]:
+    """Yield the builds that have a flag file, whoever made it."""
+    images = visit.marker.paths.images
+    names = frozenset(visit.marker.image_files.values())
     bucket = visit.config.archive.buckets[0]
     for directory, _, files in os.walk(images):
-        if FLAG not in files:
-            continue
-        try:
-            build = parse_build(f"gs://{bucket}/{Path(directory).relative_to(images)}", names)
-        except ValueError:
-            continue
-        flagged = marker.read_flag(build)
-        found = [i for i in marker.image_files if i in flagged and marker.is_older(build, i)]
+        if FLAG in files:
+            with suppress(ValueError):
+                yield parse_build(f"gs://{bucket}/{Path(directory).relative_to(images)}", names)
+
+
+def older(visit: Visit) -> Iterator[tuple[Build, list[str]]]:
+    """Yield the builds that an older devserver staged, with those of their images."""
+    marker = visit.marker
+    for build in flagged(visit):
+        listed = marker.read_flag(build)
+        found = [i for i in marker.image_files if i in listed and marker.is_older(build, i)]
         if found:
             yield build, found
 

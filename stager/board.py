@@ -16,12 +16,13 @@ from pathlib import Path
 
 import structlog
 
-from stager import durable, mounts, status
+from stager import durable, mounts, roster, status
 from stager.instance import Heart
 from stager.lately import Lately
 from stager.layout import Paths
 from stager.plot import SLICE_SECONDS, History
-from stager.snapshot import Board
+from stager.roster import Look
+from stager.snapshot import Board, Snapshot
 
 log = structlog.get_logger()
 
@@ -53,7 +54,7 @@ class Notice:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="board", daemon=True)
         self._lately, self._history = Lately(paths, MOST_SHOWN), History()
-        self._leads, self._troubled = False, False
+        self._has_run = self._leads = self._troubled = False
         self._seen: tuple[Hashable, ...] = ()
         self._written = float("-inf")
         self._newborn = heart.inst
@@ -70,7 +71,7 @@ class Notice:
             self._thread.join(seconds)
 
     def _run(self) -> None:
-        pause = LOOK_SECONDS / 6
+        pause, self._has_run = LOOK_SECONDS / 6, True
         while not self._ended.wait(pause):
             began = time.monotonic()
             try:
@@ -107,15 +108,37 @@ class Notice:
             self._troubled = False
             log.info("the status page is written again")
 
+    def sign_off(self) -> None:
+        """Say that nobody runs, where we are the last to leave; a fault costs only that."""
+        if not self._has_run or self._thread.is_alive():
+            return
+        try:
+            snapshot = self._take(Look(lease=self.heart.lease, without=self.heart.inst))
+            if snapshot.nobody:
+                if not self._leads:
+                    self._history.load(self._published(), self._newborn)
+                self._write(snapshot)
+        except OSError as e:
+            self._say(f"the status page does not say that nobody runs: {e}")
+        except Exception:
+            log.exception("a fault of ours in the status page")
+
     def publish(self) -> None:
         """Look at everything and write both files."""
+        snapshot = self._take(Look(living=self.heart.living(), lease=self.heart.lease))
+        # Not begun at the end: who stops does not wait for it long.
+        self._write(snapshot, self._ended.is_set)
+
+    def _take(self, how: Look) -> Snapshot:
+        now = self.heart.server_now()
+        return status.take(self.paths, how, now=now, most=MOST_SHOWN, lately=self._lately)
+
+    def _write(self, snapshot: Snapshot, is_over: Callable[[], bool] = lambda: False) -> None:
         from stager import page  # noqa: PLC0415 (templates are loaded by who needs them)
 
         now = self.heart.server_now()
-        snapshot = status.take(
-            self.paths, living=self.heart.living(), now=now, most=MOST_SHOWN, lately=self._lately
-        )
-        told = {i.name: status.load_told(self.paths, i.name) for i in snapshot.instances}
+        names = {self.heart.inst, *(instance.name for instance in snapshot.instances)}
+        told = {name: roster.load_told(self.paths, name) for name in names}
         self._history.note(snapshot, told, now)
         board = Board(
             **snapshot.model_dump(),
@@ -129,8 +152,7 @@ class Notice:
             "status.json": json.dumps(board.as_dict(), indent=1).encode() + b"\n",
         }
         for name, text in texts.items():
-            # Not begun at the end: who stops does not wait for it long.
-            if not self._ended.is_set():
+            if not is_over():
                 self._put(name, text)
 
     def _is_first(self) -> bool:
@@ -144,8 +166,8 @@ class Notice:
     def _look(self) -> tuple[Hashable, ...]:
         """Return what changes when a request moves: a call for each directory, no listing."""
         paths = self.paths
-        rooms: list[Path] = [paths.spool, paths.requests, paths.waiting, paths.active]
-        rooms += [paths.done, paths.failed, paths.cancelled]
+        rooms: list[Path] = [paths.spool, paths.requests, paths.control, paths.waiting]
+        rooms += [paths.active, paths.done, paths.failed, paths.cancelled]
         return self._news(), *(room.stat().st_mtime_ns for room in rooms)
 
     def _published(self) -> object:

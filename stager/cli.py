@@ -5,26 +5,35 @@ Nothing here imports Google's client or watchdog: a command starts in a tenth of
 
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from stager import admin, client, detail, probing
+from stager import admin, client, complete, detail, probing, upkeep
 from stager.command import DURATION, cli, common, dump, load
 from stager.config import Config
-from stager.errors import NotNow, RequestError, SetupError
-from stager.request import parse_request
+from stager.errors import BucketNotAllowed, NotNow, RequestError, SetupError
+from stager.request import UNKNOWN_IMAGES, images_hint, parse_request
 from stager.result import to_json
 from stager.show import Bars, explain, print_list, print_status
 
-__all__ = ["admin", "cli", "main", "probing"]
+__all__ = ["admin", "cli", "main", "probing", "upkeep"]
 
+OPTIONS = {
+    "`priority`": "--priority",
+    "`expires`": "--expires",
+    "`wait`": "--wait-archive",
+    "`note`": "--note",
+    "`force`": "--force",
+}
 NO_ANSWER_YET = "no answer yet; the request goes on. `stager show NAME` says what it waits for"
 
 
 @cli.command()
 @click.argument("build")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument(
+    "images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=complete.images
+)
 @click.option("--name", help="The request's NAME (default: one that nobody else uses).")
 @click.option("--priority", help="high, normal, low, or 0 (first) to 9.")
 @click.option("--expires", help="Give up if not finished this long after it was dropped.")
@@ -63,11 +72,7 @@ def submit(
     try:
         parse_request(data, config.rules)
     except RequestError as e:
-        for problem in e.problems:
-            click.echo(f"rejected: {problem.message}", err=True)
-        known = ", ".join(config.images)
-        click.echo(f"hint: nothing was dropped; the images here are {known}", err=True)
-        sys.exit(client.REJECTED)
+        _refuse(config, wanted, e)
     if dry_run:
         click.echo(json.dumps(fields, indent=2) + "\n" if as_json else data.decode(), nl=False)
         return
@@ -80,8 +85,23 @@ def submit(
     _wait(config, [name], timeout, as_json, data)
 
 
+def _refuse(config: Config, wanted: list[str], error: RequestError) -> NoReturn:
+    """Say what is wrong with a request, in the words of its options."""
+    for problem in error.problems:
+        key, _, words = problem.message.partition(": ")
+        message = f"{OPTIONS[key]}: {words}" if key in OPTIONS else problem.message
+        click.echo(f"rejected: {message}", err=True)
+    hint = "nothing was dropped"
+    if any(problem.message.startswith(UNKNOWN_IMAGES) for problem in error.problems):
+        hint += f"; {images_hint(wanted, config.rules)}"
+    elif isinstance(error, BucketNotAllowed):
+        hint += f"; {error.hint}"
+    click.echo(f"hint: {hint}", err=True)
+    sys.exit(client.REJECTED)
+
+
 @cli.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete.known)
 @click.option("--timeout", type=DURATION, help="No longer than this.")
 @common
 def wait(names: tuple[str, ...], timeout: float | None, option: str | None, as_json: bool) -> None:
@@ -109,7 +129,7 @@ def _wait(
 
 
 @cli.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.known)
 @click.option("--watch", is_flag=True, help="Show it anew every second.")
 @click.option("--check", is_flag=True, help="Exit 1 where somebody should look after it.")
 @common
@@ -121,12 +141,12 @@ def status(name: str | None, watch: bool, check: bool, option: str | None, as_js
 @cli.command("list")
 @common
 def list_(option: str | None, as_json: bool) -> None:
-    """List waiting, active and answered requests."""
+    """List waiting, active and answered requests, and the pinned builds."""
     print_list(load(option), as_json)
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.known)
 @common
 def show(name: str, option: str | None, as_json: bool) -> None:
     """Show all that is known of a request."""

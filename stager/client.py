@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from stager import durable, mounts
+from stager import durable, mounts, roster
 from stager.errors import SetupError
 from stager.layout import Claim, Paths, Waiting, can_name_result, request_name
 from stager.orders import Answer, read_answer
@@ -225,11 +225,12 @@ class Pulse:
         self.next_look = now + 1.0
         names = durable.listing(self.paths.instances, touch=False)
         counts = frozenset(n for n in names if n.rpartition(".")[2].isdigit())
-        if counts != self.counts:
-            self.counts, self.since = counts, now
-        elif not counts and not self.warned:
+        was_empty = not self.counts
+        if was_empty and (not counts or roster.all_ended(self.paths)) and not self.warned:
             self.warned = True
             self.warn("no watcherd runs: what was asked for waits until one does")
+        if counts != self.counts:
+            self.counts, self.since = counts, now
         elif now - self.since > self.lease and not self.warned:
             self.warned = True
             self.warn(f"no live watcherd for {self.lease:g} s: is the service running?")

@@ -15,6 +15,7 @@ from stager.errors import NOT_THERE_YET, RequestError
 from stager.layout import Claim, Paths, Waiting
 from stager.request import MAX_BYTES, Request, parse_request
 from stager.result import stamp
+from stager.roster import Look
 from stager.snapshot import ActivePart, Snapshot, WaitingPart, printable
 
 BY_ITSELF = "nothing: it goes on by itself; `stager cancel NAME` takes it back"
@@ -30,7 +31,7 @@ def find_entry(snapshot: Snapshot, found: Pending) -> WaitingPart | ActivePart |
 
 def describe(config: Config, found: Pending) -> dict[str, Any]:
     """Return a document about a request; keys without a value are left out."""
-    entry = find_entry(status.take(config.paths), found)
+    entry = find_entry(status.take(config.paths, Look(lease=config.lease)), found)
     known = _known(config.paths, found)
     request = _read(known[0], config) if known else None
     data: dict[str, Any] = {"state": found.state}

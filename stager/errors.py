@@ -242,6 +242,16 @@ class SetupError(Exception):
         self.problems = problems or []
 
 
+def codes() -> list[str]:
+    """Return every error's code, as results show them."""
+    kinds, found = [StagerError], dict[str, None]()
+    while kinds:
+        kind = kinds.pop(0)
+        kinds += kind.__subclasses__()
+        found[kind.code] = None
+    return sorted(found)
+
+
 NOT_THERE_YET = "archive not there yet"
 REASONS = {
     "no_space": "no space",

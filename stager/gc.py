@@ -17,10 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stager import durable
+from stager import durable, pins
 from stager.config import Config, KeepBuilds
 from stager.errors import BuildBusy, RequestError, TakenOver
-from stager.layout import FLAG, PIN_PREFIX, Build, Paths, parse_build
+from stager.layout import FLAG, Build, Paths, parse_build
 from stager.lock import Work
 from stager.marker import Marker, Sidecar
 from stager.request import MAX_BYTES, parse_request
@@ -86,7 +86,7 @@ def survey(config: Config, now: float) -> list[Staged]:
         staged.used = max(staged.used, _touched(path))
         if now - _read(paths.target(build) / config.images[image]) < LATELY_SECONDS:
             staged.spared = "read within the hour"
-    pinned, wanted = pins(paths), _wanted(config)
+    pinned, wanted = pinned_keys(paths), _wanted(config)
     for key, staged in found.items():
         if key in pinned:
             staged.spared = PINNED
@@ -149,10 +149,9 @@ def _oldest(builds: list[Staged], excess: int, what: str) -> Iterator[tuple[Stag
             excess -= staged.bytes
 
 
-def pins(paths: Paths) -> set[str]:
+def pinned_keys(paths: Paths) -> set[str]:
     """Return the keys of the pinned builds."""
-    names = durable.listing(paths.spool, touch=False)
-    return {name.removeprefix(PIN_PREFIX) for name in names if name.startswith(PIN_PREFIX)}
+    return set(pins.keys(durable.listing(paths.spool, touch=False)))
 
 
 def _missing_bytes(config: Config) -> int:
@@ -201,7 +200,7 @@ def _remove_build(visit: Visit, staged: Staged) -> str:
     """Remove a build's images; return why not, if so."""
     try:
         with visit.locks.take(staged.build.key) as work:
-            if staged.build.key in pins(visit.config.paths):
+            if staged.build.key in pinned_keys(visit.config.paths):
                 return "pinned meanwhile"
             return remove(work, visit.marker, staged, visit.heart.server_now())
     except BuildBusy as e:

@@ -128,19 +128,27 @@ def check(
 ) -> tuple[Model | None, list[Problem]]:
     """Validate a document; return the model, or None, and all problems in the text's order.
 
-    What reading the text found comes too, and silences what follows from it.
-    `unlabelled`: the keys whose messages already say what they are about; `known`: other words for
-    keys. Both are given for requests, whose own words are not quoted: a file may be somebody's
-    secret, linked in. Of an unknown key only what looks like one is (KEY).
+    What reading the text found comes too, and silences what follows from it. What is missing comes
+    last: a misspelt key may be the reason.
+    `unlabelled`: the keys whose messages already say what they are about, and that stand where the
+    value does; `known`: other words for keys. Both are given for requests, whose own words are not
+    quoted: a file may be somebody's secret, linked in. Of an unknown key only what looks like one
+    is (KEY).
     """
     found = list(document.problems)
+    absent: list[Problem] = []
     try:
         result = model.model_validate(document.data, context=context)
     except ValidationError as e:
         result = None
-        errors = [error for error in e.errors() if tuple(error["loc"]) not in document.unread]
-        found += [_problem(model, document, error, unlabelled, known) for error in errors]
-    return (None if found else result), sorted(found, key=lambda p: (p.line, p.column))
+        for error in e.errors():
+            path = tuple(error["loc"])
+            if path not in document.unread:
+                problem = _problem(model, document, error, unlabelled, known)
+                (found if path in document.places else absent).append(problem)
+    found.sort(key=lambda p: (p.line, p.column))
+    found += absent
+    return (None if found else result), found
 
 
 class FaultAt(ValueError):
@@ -179,10 +187,12 @@ def _problem(
             message = f"one of {error['ctx']['expected']} is wanted"
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
-    if name in unlabelled or len(name) > 64 or not name.isprintable():
+    if len(name) > 64 or not name.isprintable():
         name = ""
     if unlabelled and error["type"] == "extra_forbidden" and not KEY.fullmatch(name):
         name = ""
+    if len(path) == 1 and path[0] in unlabelled:
+        return Problem(message, *document.value_place(path))
     label = f"`{name}`: " if name else ""
     return Problem(f"{label}{message}", *document.place(path))
 

@@ -10,6 +10,9 @@
     const seconds = age() - (skew ?? 0);
     stale.hidden = seconds < Number(page.stale);
     if (!stale.hidden) {
+      const pill = document.getElementById("pill");
+      pill.textContent = "No news";
+      pill.className = "pill bad";
       stale.textContent = `Nobody has written this page for ${Math.floor(seconds / 60)} min: is watcherd running?`;
     }
   };

@@ -4,6 +4,9 @@ Pure: no I/O. Error texts never quote the file beyond the image names asked for 
 quotes too) and unknown keys that look like keys.
 """
 
+import difflib
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,6 +21,7 @@ MAX_BYTES = 64 * 1024
 PRIORITIES = {"high": 2, "normal": 5, "low": 8}
 NOT_ALLOWED = "the bucket is not allowed here"
 UNKNOWN_IMAGES = "invalid images requested"
+MOST_GUESSED = 20
 _SYNONYMS = {"archive_url": "build", "image_types": "images"}
 
 
@@ -141,9 +145,20 @@ def parse_request(data: bytes, rules: Rules) -> Request:
         bucket_alone = all(problem.message.startswith(NOT_ALLOWED) for problem in problems)
         hint = ""
         if any(problem.message.startswith(UNKNOWN_IMAGES) for problem in problems):
-            hint = f"{RequestError.default_hint}; images here: {', '.join(rules.image_files)}"
+            here = images_hint(texts(document.data["images"]), rules)
+            hint = f"{RequestError.default_hint}; {here}"
         raise (BucketNotAllowed if bucket_alone else RequestError)(problems, hint)
     return request
+
+
+def images_hint(wanted: Iterable[str], rules: Rules) -> str:
+    """Say which images there are, and which of them may have been meant."""
+    known = list(rules.image_files)
+    # A file may hold very many.
+    unknown = [name for name in dict.fromkeys(wanted) if name not in known][:MOST_GUESSED]
+    close = [difflib.get_close_matches(name[:64].lower(), known, 1) for name in unknown]
+    words = ", ".join(f"`{name}`" for name in dict.fromkeys(itertools.chain(*close)))
+    return (f"did you mean {words}? " if words else "") + f"images here: {', '.join(known)}"
 
 
 def _rename_synonyms(document: Document) -> None:

@@ -181,6 +181,7 @@ class Server:
                 self.dispatcher.close()
                 self.spool.outbox.touch_last()
                 self.pulse.end()
+                self.notice.sign_off()
                 self.bulletin.withdraw()
                 # Who does not sign off is buried, and what is left to do is done by others.
                 if self.locks.free_left() and not self.rounds.is_owing:

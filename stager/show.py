@@ -3,22 +3,24 @@
 import json
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
 import click
 
-from stager import client, detail, status
+from stager import client, detail, plain, status
 from stager.client import Pending
 from stager.config import Config
 from stager.lately import Lately
 from stager.layout import Paths
 from stager.result import Result, to_json
-from stager.snapshot import ActivePart, AnsweredPart, Snapshot, WaitingPart
-from stager.words import in_bytes
+from stager.roster import Look
+from stager.snapshot import WaitingPart
 
 MOST_SHOWN = 20
 MOST_LISTED = 1000
+LISTED = {"counts", "waiting", "active", "answered", "pinned", "pinned_builds"}
 
 
 def explain(result: Result) -> None:
@@ -110,9 +112,10 @@ def _watch(config: Config) -> int:
     from stager import tables  # noqa: PLC0415
 
     lately, console = Lately(config.paths, MOST_SHOWN), Console()
+    how = Look(lease=config.lease)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            snapshot = status.take(config.paths, most=MOST_LISTED, lately=lately)
+            snapshot = status.take(config.paths, how, most=MOST_LISTED, lately=lately)
             live.update(tables.overview(snapshot, max(3, console.height // 5)), refresh=True)
             time.sleep(1)
 
@@ -121,8 +124,8 @@ def _print_once(config: Config, name: str | None, check: bool, as_json: bool) ->
     if name is not None:
         return _print_one(config, name, as_json)
     lately = Lately(config.paths, MOST_SHOWN)
-    snapshot = status.take(config.paths, 1.5 * config.heartbeat if check else 0.0, lately=lately)
-    snapshot.troubles = snapshot.troubles if check else []
+    how = Look(1.5 * config.heartbeat if check else 0.0, lease=config.lease)
+    snapshot = status.take(config.paths, how, lately=lately)
     if as_json:
         click.echo(json.dumps(snapshot.as_dict(), indent=2))
     elif sys.stdout.isatty():
@@ -132,7 +135,9 @@ def _print_once(config: Config, name: str | None, check: bool, as_json: bool) ->
 
         Console().print(tables.overview(snapshot, MOST_SHOWN))
     else:
-        _print_snapshot(snapshot)
+        _echo(plain.overview(snapshot, MOST_SHOWN))
+    if not check:
+        return 0
     for trouble in snapshot.troubles:
         click.echo(trouble, err=True)
     return client.FAILED if snapshot.troubles else 0
@@ -152,79 +157,33 @@ def _print_one(config: Config, name: str, as_json: bool) -> int:
 
 
 def _pending_words(config: Config, found: Pending, as_json: bool) -> str:
-    entry = detail.find_entry(status.take(config.paths), found)
+    entry = detail.find_entry(status.take(config.paths, Look(lease=config.lease)), found)
     if as_json:
         data = entry.model_dump(mode="json") if entry else {}
         return json.dumps({"state": found.state, **data}, indent=2)
     if entry is None:
         return f"{found.state}: {detail.NO_WORDS}"
-    words = entry.reason if isinstance(entry, WaitingPart) else _progress_words(entry)
+    words = entry.reason if isinstance(entry, WaitingPart) else plain.progress(entry)
     return f"{found.state}: {words}"
-
-
-def _progress_words(entry: ActivePart) -> str:
-    """Say how far an active request is."""
-    parts = [entry.phase, entry.image, f"on {entry.host}"]
-    if entry.total_bytes:
-        parts.append(f"{entry.bytes >> 20} of {entry.total_bytes >> 20} MiB")
-        parts.append(f"{entry.bytes_per_second / 1e6:.1f} MB/s")
-        if entry.seconds_left is not None:
-            parts.append(f"{entry.seconds_left} s left")
-    return ", ".join(filter(None, parts))
-
-
-def _print_snapshot(snapshot: Snapshot) -> None:
-    live = [i.host for i in snapshot.instances if i.alive]
-    silent = [i.host for i in snapshot.instances if not i.alive]
-    click.echo(f"machines: {', '.join(live) or 'none known to be alive'}"
-               + (f"; not seen to move: {', '.join(silent)}" if silent else ""))  # fmt: skip
-    if snapshot.paused:
-        click.echo(f"paused: {', '.join(snapshot.paused)}")
-    for fault in snapshot.faults:
-        click.echo(f"fault on {fault.host}: {fault.message} ({fault.code})")
-        if fault.hint:
-            click.echo(f"  what to do: {fault.hint}")
-    for disk in snapshot.disks:
-        click.echo(
-            f"free: {in_bytes(disk.free_bytes)} of {in_bytes(disk.total_bytes)} for {disk.tree}"
-        )
-    counts = snapshot.counts
-    click.echo(f"{counts.active} active, {counts.waiting} waiting, {counts.answered} answered")
-    _print_entries(snapshot.active[:MOST_SHOWN], snapshot.waiting[:MOST_SHOWN])
-    for entry in snapshot.answered[-MOST_SHOWN:]:
-        code = f"  {entry.code}" if entry.code else ""
-        click.echo(f"  {entry.state or entry.room:<14}  {_name(entry)}{code}")
-    for name, reason in snapshot.unclaimable.items():
-        click.echo(f"can't be claimed: {name}: {reason}")
-    if others := snapshot.left_alone():
-        click.echo(others)
-
-
-def _print_entries(active: list[ActivePart], waiting: list[WaitingPart]) -> None:
-    for entry in active:
-        click.echo(f"  active   {_name(entry)}  {_progress_words(entry)}")
-    for item in waiting:
-        click.echo(f"  waiting  {_name(item)}  {item.reason}")
-
-
-def _name(entry: WaitingPart | ActivePart | AnsweredPart) -> str:
-    return entry.request or entry.request_id
 
 
 def print_list(config: Config, as_json: bool) -> None:
     """Print all requests that the spool still knows, up to MOST_LISTED in each state."""
-    snapshot = status.take(config.paths, most=MOST_LISTED)
+    lately = Lately(config.paths, MOST_LISTED)
+    snapshot = status.take(config.paths, Look(lease=config.lease), most=MOST_LISTED, lately=lately)
     if as_json:
-        data = snapshot.model_dump(mode="json", include={"counts", "waiting", "active", "answered"})
+        data = snapshot.model_dump(mode="json", include=LISTED)
         click.echo(json.dumps(data, indent=2))
-        return
-    if sys.stdout.isatty():
+    elif sys.stdout.isatty():
         from rich.console import Console  # noqa: PLC0415 (only a terminal needs it)
 
         from stager import tables  # noqa: PLC0415
 
         Console().print(tables.listed(snapshot))
-        return
-    _print_entries(snapshot.active, snapshot.waiting)
-    for entry in snapshot.answered:
-        click.echo(f"  {entry.room:<9}{_name(entry)}")
+    else:
+        _echo(plain.listed(snapshot))
+
+
+def _echo(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)

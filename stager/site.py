@@ -138,12 +138,23 @@ def check(config: Config, *, as_root: bool = False) -> Layout:
             f"the spool belongs to uid {first.uid}, and this is uid {os.geteuid()}: "
             f"start the daemon as that user"
         )
-    if (first.lease, first.heartbeat) != (config.lease, config.heartbeat):
-        raise SetupError(
-            f"lease and heartbeat must be the spool's on all machines: set lease: {first.lease:g} "
-            f"and heartbeat: {first.heartbeat:g}"
-        )
+    compare(config, first)
     return first
+
+
+def compare(config: Config, layout: Layout) -> None:
+    """See that lease and heartbeat are the spool's; SetupError says where they differ."""
+    differ = [
+        f"{key} is {getattr(config, key):g} s in the configuration and {ours:g} s in "
+        f"{config.paths.marks[0]}"
+        for key, ours in (("lease", layout.lease), ("heartbeat", layout.heartbeat))
+        if ours != getattr(config, key)
+    ]
+    if differ:
+        raise SetupError(
+            f"lease and heartbeat must be the spool's on all machines: {'; '.join(differ)}: set "
+            f"lease: {layout.lease:g} and heartbeat: {layout.heartbeat:g}"
+        )
 
 
 def marks(paths: Paths) -> list[tuple[int, int, int]]:

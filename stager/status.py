@@ -4,66 +4,39 @@ A queue of 100,000 costs a listing and no look at most of its files: names tell 
 """
 
 import heapq
-import json
 import os
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from stager import __version__, durable
-from stager.errors import REASONS, StorageError
-from stager.identity import Identity
+from stager import __version__, durable, pins, roster
+from stager.errors import REASONS
 from stager.lately import Lately, arrival, room_entries
 from stager.layout import Claim, Paths, Waiting, is_request_name
 from stager.result import stamp
-from stager.snapshot import (
-    ActivePart,
-    DiskPart,
-    FaultPart,
-    InstancePart,
-    Snapshot,
-    WaitingPart,
-    printable,
-)
+from stager.roster import GLANCE, Look, Told
+from stager.snapshot import START, ActivePart, DiskPart, Snapshot, WaitingPart, printable
 
 MOST = 1000
 MOST_OTHERS = 10
 ALL_MACHINES = "all machines"
 
 
-@dataclass(slots=True)
-class _Told:
-    """What the instances say of requests, by id."""
-
-    reasons: dict[str, str] = field(default_factory=dict)
-    hints: dict[str, str] = field(default_factory=dict)
-    wanted: dict[str, dict[str, Any]] = field(default_factory=dict)
-    progress: dict[str, dict[str, Any]] = field(default_factory=dict)
-    hosts: dict[str, str] = field(default_factory=dict)
-
-
 def take(
     paths: Paths,
-    alive_within: float = 0.0,
+    how: Look = GLANCE,
     *,
-    living: Collection[str] = (),
     now: float | None = None,
     most: int = MOST,
     lately: Lately | None = None,
 ) -> Snapshot:
     """Look at everything once.
 
-    `alive_within`: how long to look for heartbeats that move; `living`: the instances known to
-    live. `lately`: reads answers; without it answered requests are told by their names alone.
+    `lately`: reads answers; without it answered requests are told by their names alone.
     """
     now = time.time() if now is None else now
-    snapshot, told = Snapshot(time=stamp(now), version=__version__), _Told()
-    _instances(paths, snapshot, told, alive_within, living, now)
-    for name in durable.listing(paths.spool, touch=False):
-        if name == "paused" or name.startswith("paused."):
-            snapshot.paused.append(printable(name.partition(".")[2]) or ALL_MACHINES)
+    snapshot = Snapshot(time=stamp(now), version=__version__)
+    told = roster.call(paths, snapshot, how, now)
+    _notices(paths, snapshot, most)
     _waiting(paths, snapshot, told, now, most)
     _dropped(paths, snapshot, now, most)
     snapshot.waiting.sort(key=lambda entry: -entry.age)
@@ -78,20 +51,20 @@ def take(
     return snapshot
 
 
-def _read_only(paths: Paths, snapshot: Snapshot) -> None:
-    """Say it where the daemon of this machine can't write, not even what its fault is."""
-    for path in (paths.spool, paths.static, paths.results):
-        try:
-            if not os.statvfs(path).f_flag & os.ST_RDONLY:
-                continue
-            message = f"{path} is mounted read-only"
-        except OSError as e:
-            message = f"{path}: {e.strerror}; is it mounted?"
-        fault = FaultPart(host=Identity.mine().host, code=StorageError.code, message=message)
-        snapshot.faults.append(fault)
+def _notices(paths: Paths, snapshot: Snapshot, most: int) -> None:
+    """Say who is paused and which builds are pinned, and how many orders nobody has obeyed yet."""
+    names = durable.listing(paths.spool, touch=False)
+    for name in names:
+        if name == "paused" or name.startswith("paused."):
+            snapshot.paused.append(printable(name.partition(".")[2]) or ALL_MACHINES)
+    pinned = pins.keys(names)
+    snapshot.pinned_builds = len(pinned)
+    snapshot.pinned = [printable(pins.url(paths, key)) for key in pinned[:most]]
+    orders = durable.listing(paths.control, touch=False)
+    snapshot.orders = sum(name.endswith(".order") and name[0] != "." for name in orders)
 
 
-def _waiting(paths: Paths, snapshot: Snapshot, told: _Told, now: float, most: int) -> None:
+def _waiting(paths: Paths, snapshot: Snapshot, told: Told, now: float, most: int) -> None:
     names = [n for n in durable.listing(paths.waiting, touch=False) if "~" in n]
     snapshot.counts.waiting += len(names)
     snapshot.counts.deferred = sum(_is_deferred(name, now) for name in names)
@@ -118,7 +91,7 @@ def _is_deferred(name: str, now: float) -> bool:
     return starts != "a0" and due.isdigit() and int(due) > now + 1
 
 
-def _reason(waiting: Waiting, snapshot: Snapshot, told: _Told, now: float) -> tuple[str, str]:
+def _reason(waiting: Waiting, snapshot: Snapshot, told: Told, now: float) -> tuple[str, str]:
     """Return why a request waits, and what to do about it, if anything."""
     if reason := told.reasons.get(waiting.request_id, ""):
         return reason, told.hints.get(waiting.request_id, "")
@@ -133,8 +106,8 @@ def _reason(waiting: Waiting, snapshot: Snapshot, told: _Told, now: float) -> tu
 
 def _idle(snapshot: Snapshot) -> tuple[str, str] | None:
     """Return why nothing at all is begun, and what to do; None: something is."""
-    if not snapshot.instances:
-        return "no watcherd runs", "start it: systemctl start watcherd"
+    if nobody := snapshot.nobody:
+        return nobody, START
     if ALL_MACHINES in snapshot.paused:
         return "paused", "let it go on: stager resume"
     if all(instance.paused for instance in snapshot.instances):
@@ -169,7 +142,7 @@ def _dropped(paths: Paths, snapshot: Snapshot, now: float, most: int) -> None:
         snapshot.oldest_seconds = max(snapshot.oldest_seconds, entry.age)
 
 
-def _active(paths: Paths, snapshot: Snapshot, told: _Told, now: float, most: int) -> None:
+def _active(paths: Paths, snapshot: Snapshot, told: Told, now: float, most: int) -> None:
     claims = filter(None, map(Claim.parse, durable.listing(paths.active, touch=False)))
     entries = [
         ActivePart(
@@ -204,73 +177,3 @@ def _disks(paths: Paths) -> list[DiskPart]:
 
 def _age(arrived_ns: int, now: float) -> float:
     return round(max(0.0, now - arrived_ns / 1e9), 1)
-
-
-def _instances(
-    paths: Paths,
-    snapshot: Snapshot,
-    told: _Told,
-    alive_within: float,
-    living: Collection[str],
-    now: float,
-) -> None:
-    first = _counters(paths)
-    moved: set[str] = set(living)
-    end = time.monotonic() + alive_within
-    here = {inst for inst, count in first.items() if not living and _runs_here(paths, inst, count)}
-    while first and not (here | moved) and time.monotonic() < end:
-        time.sleep(0.1)
-        moved = {inst for inst, count in _counters(paths).items() if first.get(inst) != count}
-    for inst in sorted(first):
-        data = load_told(paths, inst)
-        entry = InstancePart(
-            name=inst,
-            host=data.get("host", inst),
-            alive=inst in here or inst in moved,
-            beat_age=_beat_age(paths, inst, first[inst], now),
-            **{
-                k: data[k] for k in ("mode", "scanned", "paused", "workers", "version") if k in data
-            },
-        )
-        snapshot.instances.append(entry)
-        snapshot.unclaimable |= {printable(n): w for n, w in data.get("unclaimable", {}).items()}
-        told.hosts[inst] = entry.host
-        told.reasons |= data.get("reasons", {})
-        told.hints |= data.get("hints", {})
-        told.wanted |= data.get("wanted", {})
-        told.progress |= data.get("active", {})
-        if data.get("fault") and entry.alive:
-            snapshot.faults.append(FaultPart(host=entry.host, **data["fault"]))
-    if here or living:
-        _read_only(paths, snapshot)
-
-
-def load_told(paths: Paths, inst: str) -> dict[str, Any]:
-    """Return what an instance last told of itself; nothing where it told nothing yet."""
-    try:
-        data: dict[str, Any] = json.loads(durable.read_file(paths.instances / f"{inst}.status"))
-    except (OSError, ValueError):
-        return {}
-    return data
-
-
-def _counters(paths: Paths) -> dict[str, str]:
-    names = (name.rpartition(".") for name in durable.listing(paths.instances, touch=False))
-    return {inst: count for inst, _, count in names if count.isdigit()}
-
-
-def _beat_age(paths: Paths, inst: str, count: str, now: float) -> float | None:
-    try:
-        return _age(os.lstat(paths.instances / f"{inst}.{count}").st_ctime_ns, now)
-    except OSError:
-        return None
-
-
-def _runs_here(paths: Paths, inst: str, count: str) -> bool:
-    """Whether an instance's process runs on this very machine."""
-    path: Path = paths.instances / f"{inst}.{count}"
-    try:
-        identity = Identity(**json.loads(durable.read_file(path)))
-    except (OSError, ValueError, TypeError):
-        return False
-    return identity.same_kernel(Identity.mine()) and not identity.process_gone()

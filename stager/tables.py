@@ -8,7 +8,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from stager.snapshot import ActivePart, AnsweredPart, InstancePart, Snapshot, WaitingPart
+from stager.snapshot import (
+    START,
+    ActivePart,
+    AnsweredPart,
+    InstancePart,
+    Snapshot,
+    WaitingPart,
+)
 from stager.words import in_bytes, in_seconds
 
 COLOURS = {
@@ -26,6 +33,8 @@ def overview(snapshot: Snapshot, most: int) -> RenderableType:
         parts.append(waiting_table(snapshot.waiting[:most], snapshot.counts.waiting))
     if snapshot.answered:
         parts.append(answered_table(snapshot.answered[-most:], snapshot.counts.answered))
+    if snapshot.pinned:
+        parts.append(pinned_table(snapshot.pinned[:most], snapshot.pinned_builds))
     if snapshot.unclaimable:
         table = _table("can't be claimed", len(snapshot.unclaimable), "entry", "why, what to do")
         for name, reason in list(snapshot.unclaimable.items())[:most]:
@@ -40,13 +49,14 @@ def listed(snapshot: Snapshot) -> RenderableType:
         active_table(snapshot.active, snapshot.counts.active),
         waiting_table(snapshot.waiting, snapshot.counts.waiting),
         answered_table(snapshot.answered, snapshot.counts.answered),
+        *([pinned_table(snapshot.pinned, snapshot.pinned_builds)] if snapshot.pinned else []),
     )
 
 
 def _heads(snapshot: Snapshot) -> Iterator[Text]:
     yield from map(_machine, snapshot.instances)
-    if not snapshot.instances:
-        yield Text("no watcherd is registered", "red")
+    if snapshot.nobody:
+        yield Text(f"{snapshot.nobody}: {START}", "red")
     for host in snapshot.paused:
         yield Text(f"paused: {host}", "yellow")
     for fault in snapshot.faults:
@@ -63,15 +73,19 @@ def _heads(snapshot: Snapshot) -> Iterator[Text]:
         f"{counts.failed} failed, {counts.cancelled} cancelled",
         "bold",
     )
+    if snapshot.orders:
+        yield Text(f"orders that no watcherd has obeyed yet: {snapshot.orders}", "yellow")
     if others := snapshot.left_alone():
         yield Text(others, "dim")
 
 
 def _machine(instance: InstancePart) -> Text:
     line = Text.assemble((instance.host, "bold"), "  ")
-    line.append(*(("alive", "green") if instance.alive else ("not seen to move", "yellow")))
-    if instance.beat_age is not None:
+    if instance.alive:
+        line.append("alive", "green")
         line.append(f", heartbeat {in_seconds(instance.beat_age)} ago", "dim")
+    else:
+        line.append(instance.last_heard, "yellow")
     if instance.paused:
         line.append(", paused", "yellow")
     if instance.mode:
@@ -124,6 +138,14 @@ def answered_table(entries: list[AnsweredPart], count: int) -> Table:
     return table
 
 
+def pinned_table(urls: list[str], count: int) -> Table:
+    """Return the builds that retention leaves."""
+    table = _table("pinned", count, "build")
+    for url in urls:
+        table.add_row(Text(url))
+    return table
+
+
 def _table(title: str, count: int, *heads: str) -> Table:
     table = Table(
         title=f"{title}: {count}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
@@ -136,4 +158,9 @@ def _table(title: str, count: int, *heads: str) -> Table:
 
 def _name(entry: ActivePart | WaitingPart | AnsweredPart) -> Text:
     # A Text, as a name may hold what rich would take for its markup.
-    return Text(entry.request or entry.request_id)
+    name = Text(entry.request or entry.request_id)
+    if entry.build:
+        # Without its bucket, for room: people know the build by its path.
+        path = entry.build.removeprefix("gs://").partition("/")[2]
+        name.append(f"\n{path} {','.join(entry.images)}", "dim")
+    return name

@@ -37,6 +37,8 @@ class Document:
     def __init__(self) -> None:
         self.data: Any = None
         self.places: dict[Path, Place] = {(): (1, 1)}
+        self.values: dict[Place, Place] = {}
+        """By the place of a key: where its value begins, if it has one."""
         self.problems: list[Problem] = []
         self.unread: set[Path] = set()
         """Where something stands that was refused: nothing follows from its value."""
@@ -46,6 +48,11 @@ class Document:
         while path not in self.places:
             path = path[:-1]
         return self.places[path]
+
+    def value_place(self, path: Path) -> Place:
+        """Return where the value of a key begins; the key's place where it has none."""
+        place = self.place(path)
+        return self.values.get(place, place) if path in self.places else place
 
 
 def parse_text(data: bytes) -> Document:
@@ -161,7 +168,11 @@ class _Reader:
                 self._problem("this key stands here a second time", event)
             else:
                 self.document.places[(*path, key)] = at
-                items[key] = self._node(next(self.events), (*path, key))
+                value = next(self.events)
+                items[key] = self._node(value, (*path, key))
+                if items[key] is not None:
+                    mark = value.start_mark
+                    self.document.values[at] = (mark.line + 1, mark.column + 1)
                 continue
             self._node(next(self.events), (*path, f"\0{len(self.document.places)}"))
         return items

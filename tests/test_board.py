@@ -172,6 +172,56 @@ def test_a_hundred_thousand_waiting_make_neither_a_large_nor_a_slow_board(lab: L
     assert "102,950 more" in (lab.root / "results/status.html").read_text()
 
 
+def test_very_many_pins_make_no_large_board(lab: Lab) -> None:
+    for number in range(3000):
+        path = lab.root / "spool" / f"pinned.a_R{number:04}-0123456789abcdef"
+        path.write_text(f"{BUILD}-{number}\n")
+    notice(lab, lab.peer()).turn()
+    data = read(lab)
+    assert data["pinned_builds"] == 3000
+    assert data["pinned"] == [f"{BUILD}-{number}" for number in range(100)]
+    assert (lab.root / "results/status.html").stat().st_size < 50_000
+
+
+def test_a_build_that_is_pinned_anew_is_read_anew(lab: Lab) -> None:
+    path, peer = lab.root / "spool/pinned.a_R1-0123456789abcdef", lab.peer()
+    for build in (BUILD, f"gs://other/{BUILD}"):
+        (lab.root / "spool/tmp/new").write_text(f"{build}\n")
+        (lab.root / "spool/tmp/new").rename(path)
+        notice(lab, peer).turn()
+        assert read(lab)["pinned"] == [build]
+
+
+def test_who_leaves_as_the_last_says_on_the_page_that_nobody_runs(lab: Lab) -> None:
+    first, second = lab.start(), lab.start()
+    path = lab.root / "results/status.html"
+    until(lambda: path.exists() and len(read(lab)["instances"]) == 2)
+    assert first.stop() == 0
+    assert "Healthy" in path.read_text()
+    lab.drop("later", ABSENT)
+    until(lambda: "later.yaml" in path.read_text())
+    assert second.stop() == 0
+    assert "No watcherd runs" in path.read_text()
+    data = read(lab)
+    assert (data["troubles"], data["instances"]) == (["no watcherd runs"], [])
+    assert [entry["request"] for entry in data["waiting"]] == ["later.yaml"]
+    with lab.running():
+        until(lambda: "Healthy" in path.read_text())
+
+
+def test_who_leaves_after_others_were_killed_says_that_too(public_dir: Path) -> None:
+    lab = Lab(public_dir, {"lease": "60s", "heartbeat": "10s"}).init()
+    try:
+        killed, last = lab.start(), lab.start()
+        killed.kill()
+        assert last.stop() == 0
+        said = read(lab)["troubles"]
+    finally:
+        lab.end()
+    assert len(said) == 1
+    assert said[0].startswith("no watcherd runs")
+
+
 def test_of_very_many_the_oldest_are_listed(lab: Lab) -> None:
     now = time.time()
     for number in range(30):

@@ -134,6 +134,10 @@ def test_several_end_with_the_first_of_2_5_4_1_3_6_0(codes: list[int], expected:
         pytest.param("cancel --config CONFIG", id="cancel nothing"),
         pytest.param("cancel x --all --config CONFIG", id="a name and all"),
         pytest.param("retry --config CONFIG", id="retry nothing"),
+        pytest.param("cancel --all --state foo --config CONFIG", id="no state to cancel in"),
+        pytest.param("cancel --all --state done --config CONFIG", id="too late to cancel"),
+        pytest.param("cancel --all --code nope --config CONFIG", id="no code"),
+        pytest.param("retry --all --state waiting --config CONFIG", id="too early to retry"),
         pytest.param("status --config /no/such/file", id="no configuration"),
         pytest.param("status --config BROKEN", id="a broken configuration"),
         pytest.param(f"submit {BUILD} test --name a/b --config CONFIG", id="a name with a slash"),
@@ -149,6 +153,21 @@ def test_usage_and_configuration_errors_end_with_2(spool: Lab, line: str) -> Non
     assert done.stderr
     assert "Traceback" not in done.stderr
     assert spool.spool("requests") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("cancel --all --state foo", "'foo' is not one of 'waiting', 'active'"),
+        ("retry --all --state foo", "'foo' is not one of 'done', 'failed', 'cancelled'"),
+        ("cancel --all --code nope", "'archive_not_found'"),
+    ],
+)
+def test_the_words_that_choose_requests_are_told(spool: Lab, line: str, words: str) -> None:
+    done = run(spool, line)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not [name for name in spool.spool("control") if name.endswith(".order")]
 
 
 def test_the_environment_is_part_of_the_configuration(spool: Lab) -> None:
@@ -273,7 +292,14 @@ def test_a_machine_that_nobody_knows_is_told_beside_those_that_are(spool: Lab) -
     host = socket.gethostname()
     done = run(spool, "pause --host elsewhere")
     assert done.returncode == 0
-    assert done.stderr == f"no machine elsewhere is known here now (known: {host})\n"
+    assert done.stderr == (
+        f"no machine elsewhere is known here now (known: {host}): it is paused for when it comes; "
+        "stager resume --host elsewhere takes that back\n"
+    )
+    slip = f"{host}x"
+    assert f"(known: {host}; did you mean {host}?)" in run(spool, f"pause --host {slip}").stderr
+    assert slip in json.loads(run(spool, "status --json").stdout)["paused"]
+    assert run(spool, f"resume --host {slip}").stderr == ""
     assert run(spool, "resume --host elsewhere").stderr == ""
     done = run(spool, "resume --host elsewhere")
     assert done.stderr == "elsewhere itself was not paused (paused: none)\n"
@@ -288,12 +314,20 @@ WOULD_GO = (
     r"0 files; builds stay: no rule of retention\.builds is set\n"
 )
 
+EXAMINED = (
+    r"looked at \d+ requests, \d+ answers, \d+ tokens, 1 build, 1 image; "
+    r"broken: none, remarks: none\n"
+)
+NONE_OLDER = r"looked at 1 flagged build below \S+/images; older images without a record: none\n"
+
 
 @pytest.mark.parametrize(
     ("line", "said", "looked_at"),
     [
         pytest.param("verify", READ, {"images": 1, "bytes": 300_000}, id="verify"),
         pytest.param("gc --dry-run", WOULD_GO, {"builds": 1}, id="gc"),
+        pytest.param("doctor", EXAMINED, {}, id="doctor"),
+        pytest.param("adopt --dry-run", NONE_OLDER, {"builds": 1}, id="adopt"),
     ],
 )
 def test_who_finds_nothing_says_what_was_looked_at(
@@ -301,7 +335,7 @@ def test_who_finds_nothing_says_what_was_looked_at(
 ) -> None:
     done = run(spool, line)
     assert re.fullmatch(said, done.stderr), done.stderr
-    shown = yaml.safe_load(done.stdout)["looked_at"]
+    shown = yaml.safe_load(done.stdout).get("looked_at", {})
     assert {key: shown[key] for key in looked_at} == looked_at
 
 

@@ -277,6 +277,17 @@ def test_check_config_says_good_or_what_is_wrong_and_where(public_dir: Path) -> 
 
     good = check()
     assert (good.returncode, good.stdout, good.stderr) == (0, f"{lab.config}: good\n", "")
+    lab.init()
+    mark = lab.root / "spool/LAYOUT"
+    alike = check()
+    said = f"{lab.config}: good; lease and heartbeat are those of {mark}\n"
+    assert (alike.returncode, alike.stdout, alike.stderr) == (0, said, "")
+    for key, value in (("lease", "60"), ("heartbeat", "0.4")):
+        other = check(**{f"STAGER_{key.upper()}": value})
+        assert (other.returncode, other.stdout) == (2, "")
+        ours = {"lease": "2", "heartbeat": "0.5"}[key]
+        words = f"{key} is {value} s in the configuration and {ours} s in {mark}"
+        assert f"{words}: set lease: 2 and heartbeat: 0.5" in other.stderr
     lab.config.write_text("wrokers: 1\nsettle: soon\n")
     bad = check(STAGER_LEASE="x")
     assert (bad.returncode, bad.stdout) == (2, "")

@@ -107,7 +107,22 @@ def on_disk(lab: Lab, block: Block) -> None:
     assert all((lab.root / mark).is_file() and mark in text for mark in marks)
 
 
+def from_a_checkout(lab: Lab, block: Block) -> None:
+    """Run the lines where a checkout would be, with archives from a directory."""
+    place = lab.root / "checkout"
+    place.mkdir()
+    (place / ".venv").symlink_to(sys.prefix)
+    text = block.text.replace("make venv\n", f"make -n -C {ROOT} venv\n")
+    text = text.replace("gs://BUCKET/PATH/BUILD", BUILD)
+    archive = {"SOURCE": "directory", "DIRECTORY": str(lab.root / "archive")}
+    more = {f"STAGER_ARCHIVE__{key}": value for key, value in archive.items()}
+    done = run(lab, "sh", "-euc", f"cd {place}\n{text}", TMPDIR=str(place), **more)
+    assert done.returncode == 0, done.stderr
+    assert "\nstate: staged\n" in done.stdout
+
+
 SHOWN = {
+    "sh make venv": from_a_checkout,
     "sh name=": dropping,
     "yaml state:": answer_shown,
     " lab-1$ runuser": probes,

@@ -37,6 +37,7 @@ ELSEWHERE = {
     "systemctl edit watcherd": ("lab/service.py", "def drop_in"),
     "systemctl reload watcherd": ("systemd/test_unit.py", '"reload", service.unit'),
     "watcherd --once": ("test_once.py", "lab.once()"),
+    "watcherd --check-config": ("test_config.py", '"--check-config"'),
     "systemctl cat watcherd": ("systemd/test_unit.py", '"cat", "watcherd"'),
     "id -u stager": ("systemd/test_install.py", '"id", "-u", "stager"'),
     "make install INSTANCE=NAME": ("systemd/test_install.py", '"install", INSTANCE='),

@@ -53,6 +53,24 @@ def test_a_script_drops_and_waits(lab: Lab, command: tuple[str, ...]) -> None:
     assert "archive_not_found" in failed.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (["drop.sh"], "usage: drop.sh gs://BUCKET/PATH/BUILD\n"),
+        (["drop.sh", BUILD, "base"], "usage: drop.sh gs://BUCKET/PATH/BUILD\n"),
+        (["drop.py"], "usage: drop.py gs://BUCKET/PATH/BUILD IMAGE...\n"),
+        (["drop.py", BUILD], "usage: drop.py gs://BUCKET/PATH/BUILD IMAGE...\n"),
+    ],
+    ids=["no word", "too many", "no word for python", "no image"],
+)
+def test_a_script_says_how_it_is_called(lab: Lab, command: list[str], wanted: str) -> None:
+    name, *words = command
+    before = sorted(lab.root.glob("spool/*/*"))
+    done = run(lab, str(EXAMPLES / name), *words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)
+    assert not [p for p in lab.root.glob("spool/requests/*") if p not in before]
+
+
 def test_the_makefile(lab: Lab) -> None:
     done = run(lab, "make", "-f", str(EXAMPLES / "Makefile"), "images", f"BUILD={BUILD}")
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,9 @@ from lab import BUILD, ROOT, Lab
 # Bottom to top: a module may import what stands on a line above its own, and nothing else of ours.
 LAYERS = (
     # names, errors, and the few things that know nothing of the others
-    {"errors", "identity", "layout", "log", "service", "snapshot", "stuck", "trial", "words"},
+    {"errors", "identity", "layout", "log", "service", "stuck", "trial", "words"},
+    {"parts"},
+    {"snapshot"},
     {"ahead", "behind", "durable", "hints", "mounts", "plot", "progress", "yamltext", "zipdir"},
     {"scans"},
     # what `stager probe` asks a filesystem
@@ -21,7 +23,7 @@ LAYERS = (
     {"duet", "solo", "speed", "view"},
     {"probe"},
     # what a person wrote, and who is alive
-    {"instance", "models", "vigil"},
+    {"instance", "models", "pins", "roster", "vigil"},
     {"request", "values"},
     {"config"},
     # the rooms of the work
@@ -48,11 +50,11 @@ LAYERS = (
     {"server"},
     {"once"},
     # people
-    {"client", "command", "finding", "tables"},
+    {"client", "command", "complete", "finding", "plain", "tables"},
     {"detail", "remains", "vitals"},
     {"doctor"},
     {"repair"},
-    {"admin", "probing", "show"},
+    {"admin", "probing", "show", "upkeep"},
     {"cli", "watcherd"},
 )
 MODULES = {path.stem: path for path in (ROOT / "stager").glob("*.py") if path.stem != "__init__"}

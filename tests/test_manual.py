@@ -58,6 +58,13 @@ def test_every_key_is_explained() -> None:
     assert all(key in config for key in (*Config.model_fields, "retention.builds.keep"))
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_names_the_other_pages_and_not_itself(path: Path) -> None:
+    named = path.read_text().partition(".SH SEE ALSO\n.BR ")[2].replace("\\-", "-").strip()
+    others = [page.name.rpartition(".") for page in PAGES if page != path]
+    assert sorted(named.split(", ")) == sorted(f"{name} ({number})" for name, _, number in others)
+
+
 ASK = {
     "bash": 'source "$0"; COMP_WORDS=(stager sub); COMP_CWORD=1; '
     '_stager_completion stager; printf "%s\\n" "${COMPREPLY[@]}"',

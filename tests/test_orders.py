@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lab import BUCKET, BUILD, DEADLINE, NOBODY, Lab, until
+from lab import BUCKET, BUILD, DEADLINE, FILES, NOBODY, Lab, until
 
 from stager import client, durable, orders
 from stager.config import load_config
@@ -194,6 +194,21 @@ def test_retry_all_can_be_told_which(lab: Lab, words: list[str], retried: set[st
             fresh = said.rpartition(" ")[2]
             assert any(entry.partition("~")[0].endswith(f"{name}.yaml") and fresh in entry
                        for entry in known), known  # fmt: skip
+
+
+def test_who_retries_what_was_rejected_is_told_that_the_bytes_are_the_same(lab: Lab) -> None:
+    with lab.running():
+        lab.result(lab.drop("wrong", images=["factory"]))
+        lab.result(lab.drop("missing", ABSENT, wait=0))
+        done = lab.stager("retry", "wrong", "missing")
+        assert done.returncode == 0
+        (said,) = done.stderr.splitlines()
+        assert said.startswith("wrong: rejected before, and again unless the configuration has")
+        lab.write_config(images={"test": FILES["test"], "factory": "factory.bin"})
+    with lab.running():
+        fresh = yaml.safe_load(lab.stager("retry", "wrong").stdout)["wrong"].rpartition(" ")[2]
+        until(lambda: any(fresh in name for name in lab.spool("waiting")), "it waits now")
+        assert lab.stager("cancel", "wrong").returncode == 0
 
 
 @pytest.mark.parametrize("got_to", ["the new request", "its id", "nothing"])

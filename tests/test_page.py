@@ -16,6 +16,7 @@ from stager.snapshot import (
     DiskPart,
     FaultPart,
     InstancePart,
+    InstanceState,
     SamplePart,
     WaitingPart,
 )
@@ -103,11 +104,60 @@ def test_everything_is_said() -> None:
 
 
 def test_an_empty_spool_is_said_too() -> None:
-    text = Tree(page.render(board(), NOW)).text
+    alive = InstancePart(name="a", host="lab-7", alive=True, state=InstanceState.ALIVE)
+    text = Tree(page.render(board(instances=[alive]), NOW)).text
     for words in ("Healthy", "Nothing waits.", "Nothing is being staged.", "the queue is empty",
-                  "Nothing failed.", "No watcherd is registered.",
-                  "nothing in the last day"):  # fmt: skip
+                  "Nothing failed.", "nothing in the last day"):  # fmt: skip
         assert words in text, f"{words}\n{text}"
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        ([], "No watcherd runs"),
+        (["ended"], "No watcherd runs"),
+        (["ended", "silent"], "No watcherd seems to run"),
+        (["unseen"], "Healthy"),
+    ],
+    ids=str,
+)
+def test_a_page_of_nobody_says_so_in_its_head(states: list[str], words: str) -> None:
+    instances = [
+        InstancePart(name=state, host="lab-7", alive=False, state=InstanceState(state), beat_age=90)
+        for state in states
+    ]
+    page_of = board(instances=instances)
+    page_of.troubles = page_of.find_troubles()
+    tree = Tree(page.render(page_of, NOW))
+    head = tree.text.partition("As of")[0]
+    assert head.endswith(f"watcherd {words} "), head
+    assert (words == "Healthy") == ("(!)" not in tree.text)
+    assert ("lab-7 ended without signing off, last heartbeat 1 min 30 s ago" in tree.text) == (
+        "ended" in states
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "is_paused", "words"),
+    [("all machines", False, "Paused"), ("lab-7", True, "Paused"), ("lab-9", False, "Healthy")],
+    ids=["all", "one that is there", "one that is not"],
+)
+def test_a_pause_is_in_the_head_where_it_means_somebody(
+    told: str, is_paused: bool, words: str
+) -> None:
+    alive = InstancePart(name="a", host="lab-7", alive=True, paused=is_paused)
+    text = Tree(page.render(board(instances=[alive], paused=[told]), NOW)).text
+    assert text.partition("As of")[0].endswith(f"watcherd {words} ")
+    assert f"Told to start nothing: {told}." in text
+
+
+def test_pinned_builds_and_orders_are_said() -> None:
+    pinned = [f"gs://bucket/board/R{number}" for number in range(30)]
+    text = Tree(page.render(board(pinned=pinned, pinned_builds=3000, orders=2), NOW)).text
+    assert "Pinned 3,000, kept whatever retention says" in text
+    assert pinned[19] in text
+    assert "and 2,980 more" in text
+    assert "Orders that no watcherd has obeyed yet: 2." in text
 
 
 def test_hostile_names_stay_text() -> None:

@@ -69,10 +69,14 @@ def test_images_are_checked_in_the_seeds_order_and_words(images: str, words: str
             (3, 1, "`note`: a note is a text of at most 200 characters"),
             id="a long note",
         ),
-        pytest.param(f"build: {BUILD}\nimages: [[test]]", (2, 1, "a list of words is wanted here"),
+        pytest.param(f"build: {BUILD}\nimages: [[test]]", (2, 9, "a list of words is wanted here"),
                      id="a list in the list"),
-        pytest.param("images: [test]\nbuild: [a]", (2, 1, WHOLE_BUILD), id="a list of builds"),
-        pytest.param("images: [test]\nbuild: http://a/b/c", (2, 1, WHOLE_BUILD), id="http"),
+        pytest.param("images: [test]\nbuild: [a]", (2, 8, WHOLE_BUILD), id="a list of builds"),
+        pytest.param("images: [test]\nbuild: http://a/b/c", (2, 8, WHOLE_BUILD), id="http"),
+        pytest.param("archive_url:\n  'a'\nimages: test", (2, 3, WHOLE_BUILD), id="a line below"),
+        pytest.param('{"build": "a", "images": ["test"]}', (1, 11, WHOLE_BUILD), id="in json"),
+        pytest.param("build:\nimages: test",
+                     (1, 1, "must specify the build: gs://BUCKET/PATH/BUILD"), id="no value"),
         pytest.param(f"{HEAD}priorty: 3",
                      (3, 1, "`priorty`: unknown key (did you mean `priority`?)"), id="a slip"),
         pytest.param(f"{HEAD}image_type: test",
@@ -139,6 +143,31 @@ def test_all_problems_are_reported_together_in_the_texts_order() -> None:
     assert [line for line, _, _ in found] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert found[0][2] == "invalid images requested: ['factory']"
     assert "did you mean `priority`?" in found[2][2]
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "then"),
+    [
+        pytest.param(
+            f"build: {BUILD}\nimagse: [test]\n",
+            (2, 1, "`imagse`: unknown key (did you mean `images`?)"),
+            "empty list of image types",
+            id="images",
+        ),
+        pytest.param(
+            f"images: [test]\nbiuld: {BUILD}\n",
+            (2, 1, "`biuld`: unknown key (did you mean `build`?)"),
+            "must specify the build: gs://BUCKET/PATH/BUILD",
+            id="build",
+        ),
+    ],
+)
+def test_a_misspelt_key_comes_before_what_is_missing_by_it(
+    text: str, first: tuple[int, int, str], then: str
+) -> None:
+    found = problems(text)
+    assert found[0] == first
+    assert [message for _, _, message in found[1:]] == [then]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +241,17 @@ def test_a_file_may_have_64_kib_and_no_byte_more() -> None:
     assert problems(full + b"#") == [(0, 0, "the file is larger than 64 KiB")]
 
 
-def test_who_asks_for_an_unknown_image_is_told_which_there_are() -> None:
+@pytest.mark.parametrize(
+    ("images", "meant"),
+    [
+        pytest.param("tset", "did you mean `test`? ", id="a slip"),
+        pytest.param("Test, BASE", "did you mean `test`, `base`? ", id="capitals"),
+        pytest.param("test, recover, recovry", "did you mean `recovery`? ", id="one, twice"),
+        pytest.param("factory", "", id="nothing like it"),
+        pytest.param(",".join([*(f"x{n}" for n in range(20)), "tset"]), "", id="very many"),
+    ],
+)
+def test_who_asks_for_an_unknown_image_is_told_which_there_are(images: str, meant: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_request(f"build: {BUILD}\nimages: [tset]\n".encode(), RULES)
-    assert caught.value.hint.endswith("images here: test, base, recovery")
+        parse_request(f"build: {BUILD}\nimages: {images}\n".encode(), RULES)
+    assert caught.value.hint.endswith(f"; {meant}images here: test, base, recovery")

@@ -16,9 +16,11 @@ from archives import make_image
 from cloud import Cloud
 from lab import BUCKET, BUILD, DEADLINE, FILES, Lab, until
 
-from stager import durable
+from stager import durable, orders
+from stager.config import load_config
 from stager.identity import host_slug
 from stager.layout import Waiting, parse_build
+from stager.orders import Order
 
 ABSENT = f"gs://{BUCKET}/x86-alex-release/R99"
 HOST = socket.gethostname()
@@ -174,6 +176,95 @@ def test_watching_goes_on_until_it_is_interrupted(lab: Lab) -> None:
     assert "Traceback" not in stderr
 
 
+def test_after_a_clean_stop_it_is_known_at_once_that_nobody_runs(lab: Lab) -> None:
+    with lab.running():
+        pass
+    lab.drop("mine")
+    text = lab.stager("status").stdout
+    assert text.startswith("machines: no watcherd runs (start it: systemctl start watcherd)\n")
+    assert re.search(r"waiting +mine\.yaml  no watcherd runs\n", text)
+    assert json.loads(lab.stager("status", "--json").stdout)["troubles"] == ["no watcherd runs"]
+
+
+def test_after_a_kill_it_is_said_what_was_left_behind(cloud_lab: tuple[Lab, Cloud]) -> None:
+    lab, cloud = cloud_lab
+    lab.upload(cloud, images={FILES["test"]: make_image(1, 16_000_000)})
+    cloud.slow(lab.archive_path().stat().st_size // 40)
+    daemon = lab.start()
+    lab.drop("mine")
+    await_words(lab, "mine", "[1-9] of ")
+    daemon.kill()
+    lab.drop("next")
+    text = lab.stager("status").stdout
+    words = f"machines: {HOST} ended without signing off, last heartbeat "
+    assert re.match(rf"{words}\d s ago; no watcherd runs \(start", text), text
+    assert re.search(rf"active +mine\.yaml  left behind, on {HOST}  {BUILD} test\n", text), text
+    assert re.search(r"waiting +next\.yaml  no watcherd runs\n", text), text
+    assert say(lab, "mine") == f"active: left behind, on {HOST}"
+    (instance,) = json.loads(lab.stager("status", "--json").stdout)["instances"]
+    assert (instance["alive"], instance["state"]) == (False, "ended")
+
+
+def test_who_is_silent_elsewhere_for_a_lease_does_not_seem_to_run(public_dir: Path) -> None:
+    lab = Lab(public_dir, {"lease": "6s"}).init()
+    inst = lab.peer(machine="another").inst
+    lab.drop("mine")
+    text = lab.stager("status").stdout
+    assert re.match(rf"machines: {inst} heartbeat \d s ago\n", text), text
+    await_words(lab, "mine", "no watcherd seems to run")
+    text = lab.stager("status").stdout
+    words = (
+        rf"machines: {inst} silent, last heartbeat \d s ago; no watcherd seems to run \(start it"
+    )
+    assert re.match(words, text), text
+
+
+def test_orders_that_nobody_has_obeyed_are_counted(lab: Lab) -> None:
+    paths = load_config(lab.config, {}).paths
+    assert "orders" not in lab.stager("status").stdout
+    for _ in range(2):
+        orders.send(paths, Order("pause"))
+    assert "orders that no watcherd has obeyed yet: 2\n" in lab.stager("status").stdout
+    with lab.running():
+        until(lambda: json.loads(lab.stager("status", "--json").stdout)["orders"] == 0)
+
+
+def test_pinned_builds_are_listed_until_they_are_unpinned(lab: Lab) -> None:
+    other = f"gs://{BUCKET}/a/other"
+    with lab.running():
+        assert lab.stager("pin", BUILD, other).returncode == 0
+        for command in ("status", "list"):
+            lines = lab.stager(command).stdout.splitlines()
+            assert {f"pinned: {BUILD}", f"pinned: {other}"} <= set(lines)
+            data = json.loads(lab.stager(command, "--json").stdout)
+            assert (set(data["pinned"]), data["pinned_builds"]) == ({BUILD, other}, 2)
+        assert lab.stager("unpin", BUILD).stderr == ""
+        assert lab.stager("unpin", BUILD).stderr == f"{BUILD} was not pinned\n"
+        assert "pinned: " + other in lab.stager("list").stdout
+        assert BUILD not in lab.stager("list").stdout
+
+
+def test_a_list_says_state_code_and_build_of_all(lab: Lab) -> None:
+    lab.archive()
+    with lab.running():
+        for name, build in (("good", BUILD), ("missing", ABSENT)):
+            lab.result(lab.drop(name, build, ["test"], wait=0))
+        lab.result(lab.drop("wrong", images=["factory"]))
+        lab.drop("later", f"{ABSENT}-later", ["test", "base"])
+        until(lambda: f"{ABSENT}-later test,base\n" in lab.stager("list").stdout, "its build")
+        lines = [re.split(r"  +", line.strip()) for line in lab.stager("list").stdout.splitlines()]
+        listed = json.loads(lab.stager("list", "--json").stdout)
+    assert ["staged", "good.yaml", f"{BUILD} test"] in lines
+    assert ["failed", "missing.yaml", "archive_not_found", f"{ABSENT} test"] in lines
+    assert ["rejected", "wrong.yaml", "invalid_request"] in lines
+    assert [line[0] for line in lines if line[1] == "later.yaml"] in (["waiting"], ["active"])
+    assert [(a["state"], a["code"], a["build"]) for a in listed["answered"]] == [
+        ("staged", "", BUILD),
+        ("failed", "archive_not_found", ABSENT),
+        ("rejected", "invalid_request", ""),
+    ]
+
+
 # -- check -----------------------------------------------------------------------------------------
 
 
@@ -192,8 +283,19 @@ def test_a_daemon_of_another_machine_is_seen_by_its_heartbeat(lab: Lab) -> None:
         assert check(lab) == (0, "")
 
 
-@pytest.mark.parametrize("how", ["never", "stopped", "killed", "silent elsewhere"])
-def test_a_spool_without_a_live_instance_needs_somebody(lab: Lab, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("never", r"no watcherd runs\n"),
+        ("stopped", r"no watcherd runs\n"),
+        (
+            "killed",
+            r"no watcherd runs \(\S+ ended without signing off, last heartbeat \d s ago\)\n",
+        ),
+        ("silent elsewhere", r"no watcherd seems to run \(\S+ silent, last heartbeat \d s ago\)\n"),
+    ],
+)
+def test_a_spool_without_a_live_instance_needs_somebody(lab: Lab, how: str, words: str) -> None:
     if how == "silent elsewhere":
         lab.peer(machine="another")
     elif how != "never":
@@ -201,7 +303,7 @@ def test_a_spool_without_a_live_instance_needs_somebody(lab: Lab, how: str) -> N
         daemon.kill() if how == "killed" else daemon.stop()
     code, said = check(lab)
     assert code == 1
-    assert "no live watcherd" in said
+    assert re.fullmatch(words, said), said
 
 
 def test_a_standing_fault_needs_somebody_and_its_end_nobody(lab: Lab) -> None:

@@ -93,8 +93,9 @@ def test_every_submission_has_a_name_and_bytes_of_its_own(lab: Lab) -> None:
         pytest.param([BUILD, "factory"], "invalid images requested: ['factory']", id="image"),
         pytest.param(["gs://x/y", "test"], "build", id="build"),
         pytest.param(["gs://foreign/a/b", "test"], "bucket is not allowed", id="bucket"),
-        pytest.param([BUILD, "test", "--priority", "77"], "`priority`", id="priority"),
-        pytest.param([BUILD, "test", "--expires", "soon"], "`expires`", id="expires"),
+        pytest.param([BUILD, "test", "--priority", "77"], "--priority: a priority", id="priority"),
+        pytest.param([BUILD, "test", "--expires", "soon"], "--expires: a duration", id="expires"),
+        pytest.param([BUILD, "test", "--wait-archive", "1w"], "--wait-archive: a", id="wait"),
         pytest.param([BUILD, "test", "--note", "x" * 201], "200 characters", id="note"),
         pytest.param([b"gs://\xff/a/b", "test"], "rejected", id="not UTF-8"),
     ],
@@ -113,8 +114,31 @@ def test_what_would_be_rejected_is_not_dropped(
 def test_all_that_is_wrong_is_said_at_once(lab: Lab) -> None:
     done = lab.stager("submit", "nowhere", "factory", "--priority", "77", "--expires", "soon")
     assert done.returncode == 3
-    for words in ("gs://BUCKET/PATH/BUILD", "['factory']", "`priority`", "`expires`", "hint: "):
+    for words in ("gs://BUCKET/PATH/BUILD", "['factory']", "--priority", "--expires", "hint: "):
         assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        pytest.param([BUILD, "test", "--priority", "77"], "", id="priority"),
+        pytest.param([BUILD, "test", "--expires", "soon"], "", id="expires"),
+        pytest.param(["x86-alex-release/R23", "test"], "", id="build"),
+        pytest.param(
+            [BUILD, "tset,base"],
+            "; did you mean `test`? images here: test, base, recovery", id="image",
+        ),
+        pytest.param(
+            ["gs://foreign/a/b", "test"],
+            "; name one of the allowed buckets, or have the admin add it to archive.buckets",
+            id="bucket",
+        ),
+    ],
+)  # fmt: skip
+def test_a_hint_is_about_what_is_wrong(lab: Lab, words: list[str], hint: str) -> None:
+    done = lab.stager("submit", *words)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == f"hint: nothing was dropped{hint}"
 
 
 def test_a_dry_run_prints_the_request_and_drops_nothing(lab: Lab) -> None:
@@ -217,13 +241,20 @@ def test_a_request_goes_on_when_its_waiter_has_gone(lab: Lab, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_there", "words"), [(True, "no live watcherd for 2 s"), (False, "no watcherd runs")]
+    ("there", "words"),
+    [
+        ("nobody", "no watcherd runs"),
+        ("a killed one", "no watcherd runs"),
+        ("one elsewhere", "no live watcherd for 2 s"),
+    ],
 )
 def test_whoever_waits_is_warned_when_no_daemon_moves_or_is_there(
-    lab: Lab, is_there: bool, words: str
+    lab: Lab, there: str, words: str
 ) -> None:
-    if is_there:
+    if there == "one elsewhere":
         lab.peer(machine="another")
+    elif there == "a killed one":
+        lab.start().kill()
     lab.drop("mine")
     with client(lab, "wait", "mine") as process:
         await_line(process.stderr, words)

@@ -56,7 +56,7 @@ def test_tables_say_who_waits_and_how_others_ended(told: Lab, command: str) -> N
 
 def test_status_says_states_machines_and_disks(told: Lab) -> None:
     words = plain(drawn(told, "status"))
-    assert "no watcherd is registered" in words
+    assert "no watcherd runs: start it: systemctl start watcherd" in words
     assert "0 active, 3 waiting (1 deferred), 1 done, 2 failed, 0 cancelled" in words
     assert re.search(r"spool and static: [\d.]+ .B of [\d.]+ .B free", words)
     assert re.search(r"good\.yaml staged \d+ s ago", words)

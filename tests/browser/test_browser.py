@@ -28,6 +28,7 @@ def scene() -> Iterator[tuple[Lab, str]]:
     try:
         with busy(root) as lab, nginx(lab) as url:
             lab.drop(HOSTILE, ABSENT)
+            assert lab.stager("pin", ABSENT).returncode == 0
             page = root / "results/status.html"
             until(lambda: page.exists() and "onerror=" in page.read_text(), "the page")
             yield lab, f"{url}/results/status.html"
@@ -136,4 +137,5 @@ def test_it_says_when_nobody_writes_it_any_more(scene: tuple[Lab, str], browser:
     (lab.root / "results/old.html").write_text(old)
     with opened(browser, url.replace("status.html", "old.html"), 360) as (page, _):
         assert "is watcherd running?" in page.get_by_role("status").inner_text()
+        assert page.locator("#pill").inner_text() == "No news"
     (lab.root / "results/old.html").unlink()
