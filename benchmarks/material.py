@@ -102,7 +102,7 @@ def make_archive(path: Path, size: int, images: int = 3, seed: int = 2811) -> Ar
     """
     facts = path.with_suffix(".json")
     if not facts.exists():
-        command = [sys.executable, "-m", "benchmarks.material", path, f"--size={size}"]
+        command = [sys.executable, "-m", "benchmarks.material", str(path), f"--size={size}"]
         subprocess.run([*command, f"--images={images}", f"--seed={seed}"], check=True, cwd=ROOT)
     found = json.loads(facts.read_text())
     return Archive(path, tuple(Content(**content) for content in found))
