@@ -15,13 +15,13 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 CACHE = HERE / ".archives"
 Case = Callable[[Report, material.Archive, Path, int], None]
-CASES: dict[str, Case] = {"compare": staging.compare, **limits.CASES, **queueing.CASES}
+CASES: dict[str, Case] = {"compare": staging.compare, **queueing.CASES, **limits.CASES}
 FULL = {
     "requests": 2000,
     "backlogs": [100, 10_000, 100_000],
     "idle_seconds": 60,
     "rate": 25,
-    "slow_rate": 5,
+    "slow_rate": 10,
     "memory_sizes": ["1G", "8G"],
 }
 QUICK = {

@@ -118,8 +118,8 @@ def daemons(report: Report, archive: Archive, root: Path, _: int) -> None:
 
 
 CASES: dict[str, Callable[[Report, Archive, Path, int], None]] = {
-    "broken": broken,
     "limited": limited,
+    "broken": broken,
     "memory": memory,
     "daemons": daemons,
 }
