@@ -77,9 +77,13 @@ class Dispatcher:
         could_start = sum(entry.waiting.due <= now for entry in self.backlog.entries.values())
         return max(0, min(INTAKE, MOST_WAITING - could_start))
 
-    def is_work(self, kind: str, _: str) -> bool:
+    def is_work(self, kind: str, name: str) -> bool:
         """Whether an event in waiting/ tells of work for us: others have too much, we a worker."""
-        return kind == "moved" and len(self.running) < self.tools.config.workers
+        spool, waiting = self.tools.spool, Waiting.parse(name)
+        if kind != "moved" or waiting is None or name in spool.put:
+            return False
+        is_free = len(self.running) < self.tools.config.workers and self.backlog.hold is None
+        return is_free and waiting.due <= self.tools.heart.server_now()
 
     def adopt(self) -> None:
         """Take up what nobody works on."""

@@ -24,8 +24,6 @@ from stager.instance import Heart
 from stager.layout import Paths
 
 _TOKEN = re.compile(r"(?P<n>\d+)\.(?:free|(?P<inst>[A-Za-z0-9-]+)\.(?P<nonce>[a-z2-7]+))")
-_TOO_LATE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -166,10 +164,12 @@ class Locks:
             durable.move(file, directory / str(Token(0)))
             directory.rename(self.paths.locks / key)
         except OSError as e:
-            # After another error it may be done late, and must not be empty then: it is swept.
-            if e.errno in _TOO_LATE | _REFUSED:
-                durable.remove_tree(directory)
-            if e.errno not in _TOO_LATE:
+            # Renamed away before it is emptied: it may be put in place late.
+            grave = self.paths.static_tmp / f"{self.heart.inst}.{nonce()}"
+            with suppress(OSError):  # else it is swept
+                if durable.move(directory, grave):
+                    durable.remove_tree(grave)
+            if e.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
                 raise
         tokens = self.tokens(key)
         if not tokens:

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,8 @@ class Spool:
         self._lock = threading.Lock()
         self._starts: dict[str, int] = {}
         """The starts that count of claims which a fault kept from being put back."""
+        self.put: deque[str] = deque(maxlen=256)
+        """The last names that we put into waiting/."""
         self._parsed: dict[str, Waiting | None] = {}
         """What the names of the last listing of waiting/ say."""
 
@@ -183,6 +186,7 @@ class Spool:
         waiting = Waiting(
             priority, max(0, int(due)), uid, claim.file, claim.id, claim.g, starts, nonce()
         )
+        self.put.append(str(waiting))
         moved = durable.move(self._active(claim), self.paths.waiting / str(waiting))
         self.drop(claim)
         return waiting if moved else None

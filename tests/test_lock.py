@@ -115,7 +115,7 @@ def test_many_new_builds_get_their_first_tokens_at_once(lab: Lab) -> None:
     assert lab.is_clean()
 
 
-def test_a_first_token_is_whole_also_if_its_directory_is_put_in_place_late(
+def test_a_first_tokens_directory_is_not_put_in_place_late_and_empty(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename, late = Path.rename, list[tuple[Path, Path]]()
@@ -131,8 +131,10 @@ def test_a_first_token_is_whole_also_if_its_directory_is_put_in_place_late(
         patched.setattr(Path, "rename", lost)
         with pytest.raises(OSError, match="no reply"):
             peer.locks.take(ONE)
-    rename(*late[0])
-    assert tokens(lab) == ["0.free"]
+    with suppress(FileNotFoundError):
+        rename(*late[0])
+    assert lab.is_clean(), lab.listing()
+    assert all(any(room.iterdir()) for room in (lab.root / "static/.stager/locks").iterdir())
 
 
 # -- taking over --------------------------------------------------------------------------------

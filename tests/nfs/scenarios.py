@@ -34,7 +34,7 @@ def end(run: Fleet, seconds: float, recovered: Callable[[], float] | None = None
     verdict = judge(run.take_home(), run.asks)
     verdict.recovered_seconds = round(recovered() if recovered else waited, 1)
     verdict.problems += [
-        f"doctor on {h}: {text}" for h, text in said.items() if not text.startswith("findings: []")
+        f"doctor on {h}: {text}" for h, text in said.items() if "\nfindings: []\n" not in text
     ]
     return verdict
 
