@@ -41,6 +41,8 @@ class Intake:
     """The requests that could not be read since one could, and why."""
     deadly: set[str] = field(default_factory=set)
     """The requests that an instance died on, and that we took over: they are worked on alone."""
+    _unread_at: float = 0.0
+    """Since when something can't be read, by the file server's clock."""
     _said: set[str] = field(default_factory=set)
     _answers: list[Case] | None = None
     """Those that wait for others to share their syncs; None: nobody would come."""
@@ -163,13 +165,16 @@ class Intake:
         """Let a request wait that can't be read now.
 
         It may be something about this file: a stale name, somebody's lease on it, a bad sector.
-        That is said of it when it can't be read twice. Where several and no others can't be read,
-        it is the filesystem, and `unread` tells.
+        That is said of it when it can't be read for a while. Where several and no others can't be
+        read, it is the filesystem, and `unread` tells.
         """
         wait = STALE_OPEN_SECONDS if isinstance(error, StaleOpen) else UNREAD_SECONDS
-        due = self.tools.heart.server_now() + wait
-        self.tools.spool.put_back(claim, PRIORITIES["normal"], due, uid, claim.a)
-        if [*self.unread] == [claim.id] and claim.id not in self._said:
+        now = self.tools.heart.server_now()
+        self.tools.spool.put_back(claim, PRIORITIES["normal"], now + wait, uid, claim.a)
+        if not self.unread:
+            self._unread_at = now
+        lasts = now - self._unread_at >= UNREAD_SECONDS
+        if lasts and [*self.unread] == [claim.id] and claim.id not in self._said:
             self._said.add(claim.id)
             log.warning(f"can't read a request now: {error}", request_id=claim.request_id)
         self.unread[claim.id] = str(error)
