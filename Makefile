@@ -83,10 +83,10 @@ $(BIN)/.bench: pyproject.toml $(BIN)/.runtime
 	@$(PIP) -e '.[bench]'
 	@touch $@
 
-bench: $(BIN)/.bench
+bench: $(BIN)/.bench $(BIN)/.debian
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-bench-quick: $(BIN)/.bench
+bench-quick: $(BIN)/.bench $(BIN)/.debian
 	@$(BIN)/python -m benchmarks --quick
 
 lint: $(BIN)/.test
