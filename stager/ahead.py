@@ -17,6 +17,8 @@ from stager.errors import ArchiveUnavailable
 
 Check = Callable[[], None]
 Read = Callable[[int, int, Check], Iterator[bytes]]
+BEYOND = 2
+"""So many slices may be fetched and not used yet: a connection need not wait for the user."""
 JUDGED_SECONDS = 0.05
 """So long connections are watched before more are opened."""
 PATIENCE, STARVED = 0.2, 0.6
@@ -91,9 +93,9 @@ class Ahead:
             self._wanted = min(2 * self._wanted, self._most)
 
     def _fetch_more(self) -> None:
-        """Keep so many fetching as are wanted, and no more than one slice beyond them at hand."""
+        """Keep so many fetching as are wanted, and no more than BEYOND slices more at hand."""
         fetching = sum(not s.future.done() for s in self._under_way if s.future)
-        while fetching < self._wanted and len(self._under_way) <= self._wanted:
+        while fetching < self._wanted and len(self._under_way) < self._wanted + BEYOND:
             span = next(self._spans, None)
             if span is None:
                 return

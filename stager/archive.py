@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from stager.ahead import Ahead, Check
+from stager.ahead import BEYOND, Ahead, Check
 from stager.errors import (
     ArchiveCorrupt,
     ArchiveDenied,
@@ -117,7 +117,7 @@ class Archive:
         yield from Ahead(self._counted, spans, self._connections, check)
 
     def _slice_bytes(self) -> int:
-        return min(SLICE_BYTES, AHEAD_BYTES // ((self._connections + 1) * self.streams))
+        return min(SLICE_BYTES, AHEAD_BYTES // ((self._connections + BEYOND) * self.streams))
 
     def _counted(self, start: int, end: int, check: Check) -> Iterator[bytes]:
         for piece in self._reader.read(start, end, check):
