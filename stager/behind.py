@@ -56,8 +56,10 @@ class Behind:
 
     def _hand_over(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="behind")
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="behind")
+            thread.start()
+            # Not before: one that could not be started can't be waited for either.
+            self._thread = thread
         self._batches.put(self._some)
         self._some, self._size = [], 0
 

@@ -6,12 +6,13 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from archives import make_image
@@ -223,6 +224,18 @@ def test_an_error_of_the_source_comes_through() -> None:
 
     with empty_file() as fd, pytest.raises(ConnectionResetError):
         unpack(broken(), member_of(IMAGE, b""), fd)
+
+
+def test_without_a_thread_that_writes_it_is_said_what_was_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_thread(_: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    data = noise(1, 2 * BATCH_BYTES)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with empty_file() as fd, pytest.raises(RuntimeError, match="new thread"):
+        unpack([compressed(data)], member_of(data, b""), fd)
 
 
 def test_the_standard_librarys_zlib_does_the_same_work() -> None:
