@@ -200,16 +200,7 @@ class _RangeReader:
                 self._check(answer, start, end)
                 raw = answer.raw
                 self._answers.add(raw)
-                left, lot = end - start, 1
-                while left:
-                    wanted = LOT_BYTES if in_lots and left > LAST_BYTES else 1
-                    if wanted != lot:
-                        lot = _wait_for(raw, wanted)
-                    piece = raw.read1(min(READ_BYTES, left), decode_content=False)
-                    if not piece:
-                        break
-                    left -= len(piece)
-                    yield piece
+                yield from _pieces(raw, end - start, in_lots=in_lots)
         except _BROKEN as e:
             raise _Again(f"the connection broke ({type(e).__name__})") from None
         except auth.GoogleAuthError as e:
@@ -239,13 +230,32 @@ class _RangeReader:
             raise _Again(f"Cloud Storage answered {status} with another range than asked for")
 
 
-def _wait_for(answer: Any, count: int) -> int:
+def _pieces(raw: Any, left: int, *, in_lots: bool) -> Iterator[bytes]:
+    """Yield so many bytes of an answer, as they come or in lots; fewer where it ends before."""
+    connection, lot = getattr(raw.connection, "sock", None), 1
+    try:
+        while left:
+            wanted = LOT_BYTES if in_lots and left > LAST_BYTES else 1
+            if wanted != lot:
+                lot = _wait_for(connection, wanted)
+            piece = raw.read1(min(READ_BYTES, left), decode_content=False)
+            if not piece:
+                return
+            left -= len(piece)
+            yield piece
+    finally:
+        if lot != 1:
+            # An answer that ended too early may have left it to others, whose answers are small.
+            _wait_for(connection, 1)
+
+
+def _wait_for(connection: Any, count: int) -> int:
     """Have the kernel wake a reader for so many bytes: few large pieces, not many small ones.
 
     The end of the stream, an error or a shutdown wake it all the same; a time-out is the socket's.
     """
-    connection = getattr(answer.connection, "sock", None)
-    if connection is not None:
+    # No such call: TLS within TLS, by way of a proxy. An error: not here, or closed already.
+    with suppress(AttributeError, OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
     return count
 

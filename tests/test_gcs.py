@@ -1,14 +1,22 @@
 """Archives in Cloud Storage by the real client and the real session: reads, refusals, breaks."""
 
 import gc
+import io
 import random
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import pytest
+import requests
+import urllib3
 from cloud import Cloud
+from lab import DEADLINE
+from urllib3.connection import HTTPSConnection
+from urllib3.util.ssltransport import SSLTransport
 
 from stager.archive import SLICE_BYTES, Archive, GenerationGone
 from stager.errors import (
@@ -20,7 +28,7 @@ from stager.errors import (
     StagerError,
     Stopping,
 )
-from stager.gcs import TRIES, GcsSource
+from stager.gcs import LAST_BYTES, LOT_BYTES, TRIES, GcsSource, _RangeReader
 from stager.layout import Build
 from stager.zipdir import STORED, Member
 
@@ -245,3 +253,85 @@ def test_an_object_stored_with_an_encoding_is_refused(cloud: Cloud, pauses: list
     cloud.put(BUILD.bucket, BUILD.object_name, DATA, encoding="gzip")
     with pytest.raises(ArchiveCorrupt, match="gzip"):
         look(cloud, pauses)
+
+
+# -- lots: a reader that is woken for much at a time ---------------------------------------------
+
+LONG = random.Random(3).randbytes(LAST_BYTES + (2 << 20))
+
+
+class _Short(BaseHTTPRequestHandler):
+    """Gives ranges of LONG; the first answer ends too early, and its connection stays."""
+
+    protocol_version = "HTTP/1.1"
+    connections: ClassVar[set[tuple[str, int]]] = set()
+    answers: ClassVar[list[int]] = []
+    read: ClassVar[threading.Event] = threading.Event()
+    """Set when the client has read an answer's headers, and nothing of what follows."""
+
+    def do_GET(self) -> None:
+        start, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        body = LONG[start : end + 1][: None if self.answers else LOT_BYTES]
+        self.connections.add(self.client_address)
+        self.answers.append(len(body))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{end}/{len(LONG)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        assert self.read.wait(DEADLINE)
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def range_reader(session: Any, url: str, pauses: list[float]) -> _RangeReader:
+    def refused(error: Exception) -> NoReturn:
+        raise error
+
+    return _RangeReader(session, url, 1, len(LONG), pauses.append, refused)
+
+
+def test_a_connection_that_is_used_again_is_read_as_it_comes(pauses: list[float]) -> None:
+    _Short.connections.clear()
+    _Short.answers.clear()
+    _Short.read.clear()
+
+    def headers_are_read(*_: object, **__: object) -> None:
+        _Short.read.set()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Short) as server, requests.Session() as session:
+        session.hooks["response"].append(headers_are_read)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            reader = range_reader(session, f"http://127.0.0.1:{server.server_port}/", pauses)
+            assert b"".join(reader.read(0, len(LONG), lambda: None)) == LONG
+        finally:
+            session.close()
+            server.shutdown()
+            thread.join()
+    assert _Short.answers == [LOT_BYTES, len(LONG) - LOT_BYTES]
+    assert (len(pauses), len(_Short.connections)) == (1, 1)
+
+
+class _Tunnel(requests.Session):
+    """Answers as over a proxy that is itself reached by TLS: its sockets have fewer calls."""
+
+    def get(self, *_: object, **__: object) -> requests.Response:
+        connection = HTTPSConnection("storage.googleapis.com")
+        connection.sock = SSLTransport.__new__(SSLTransport)
+        connection.sock.socket = socket.socket()
+        answer = requests.Response()
+        answer.status_code = 206
+        answer.headers["Content-Range"] = f"bytes 0-{len(LONG) - 1}/{len(LONG)}"
+        answer.raw = urllib3.HTTPResponse(
+            io.BytesIO(LONG), preload_content=False, connection=connection
+        )
+        return answer
+
+
+def test_a_range_comes_through_tls_within_tls(pauses: list[float]) -> None:
+    reader = range_reader(_Tunnel(), "https://storage.googleapis.com/", pauses)
+    assert b"".join(reader.read(0, len(LONG), lambda: None)) == LONG
+    assert pauses == []
