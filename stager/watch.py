@@ -24,6 +24,7 @@ from watchdog.events import (
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.inotify import InotifyFullEmitter
 from watchdog.observers.inotify_c import InotifyConstants, Mask
+from watchdog.observers.inotify_move_event_grouper import GroupedInotifyEvent, PathedInotifyEvent
 
 from stager import mounts
 
@@ -78,6 +79,14 @@ class _Emitter(InotifyFullEmitter):
         c = InotifyConstants
         return Mask(c.IN_MOVED_TO | c.IN_CREATE | c.IN_OPEN | _CLOSE | c.IN_DELETE_SELF)
 
+    def build_and_queue_event(
+        self, event: GroupedInotifyEvent, *, full_events: bool = True
+    ) -> None:
+        """End where the filesystem was unmounted: mounted again, it is the same and not watched."""
+        super().build_and_queue_event(event, full_events=full_events)
+        if isinstance(event, PathedInotifyEvent) and event.ev.mask & InotifyConstants.IN_UNMOUNT:
+            self.stop()
+
 
 class Watch(FileSystemEventHandler):
     """Wakes the daemon's loop; `wake` may be set by anybody."""
@@ -94,14 +103,14 @@ class Watch(FileSystemEventHandler):
         self.rescan = rescan or (NETWORK_RESCAN_SECONDS if network else LOCAL_RESCAN_SECONDS)
         self.wake = Wake()
         self._observer: BaseObserver | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identity: list[tuple[int, int]] = []
 
     def arm(self) -> None:
-        """Watch the directory that has the name now; again where it was replaced or lost."""
+        """Watch the directories that have the names now; again where one was replaced or lost."""
         if self.mode != "inotify":
             return
-        info = os.stat(self.directory)
-        identity = (info.st_dev, info.st_ino)
+        infos = [os.stat(directory) for directory in (self.directory, *self.also)]
+        identity = [(info.st_dev, info.st_ino) for info in infos]
         alive = self._observer and all(e.is_alive() for e in self._observer.emitters)
         if alive and identity == self._identity:
             return
@@ -112,7 +121,11 @@ class Watch(FileSystemEventHandler):
             for other in self.also:
                 observer.schedule(self, str(other))
             observer.start()
-        except OSError as e:
+        except (OSError, RuntimeError) as e:
+            # What is watched already would fill a queue that nobody empties.
+            observer.unschedule_all()
+            if not isinstance(e, OSError):
+                raise
             # Watches or instances are used up: the timer sees everything, only later.
             log.warning(f"no events of the drop box, polling instead: {e.strerror}")
             self.mode = "poll"

@@ -1,6 +1,9 @@
 """Wake-ups: what the kernel tells of a local drop box, and polling where it tells nothing."""
 
+import ctypes
+import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +11,8 @@ from pathlib import Path
 import pytest
 from lab import until
 from pyfakefs.fake_filesystem import FakeFilesystem
+from watchdog.observers import inotify_c
+from watchdog.observers.api import EventEmitter
 
 from stager.layout import is_request_name
 from stager.mounts import NETWORK_FILESYSTEMS, filesystem_kind, is_nfs
@@ -154,6 +159,48 @@ def test_a_drop_box_that_was_away_is_watched_again(box: Path, watch: Watch, hint
     watch.arm()
     write(box)
     until(lambda: hints.count(("closed", "a.yaml")) == 1)
+
+
+def test_another_directory_that_was_replaced_is_watched_from_the_next_look_on(box: Path) -> None:
+    other, outside = box.parent / "waiting", box.parent / "outside"
+    other.mkdir()
+    watch = Watch(box, "inotify", None, lambda *_: False)
+    watch.also = {other: lambda kind, _: kind == "moved"}
+    watch.arm()
+    try:
+        other.rename(other.with_name("old"))
+        with pytest.raises(FileNotFoundError):
+            watch.arm()
+        assert watch.mode == "inotify"
+        other.mkdir()
+        watch.arm()
+        outside.touch()
+        outside.rename(other / "new")
+        assert watch.wait(10)
+    finally:
+        watch.disarm()
+
+
+def test_where_watches_are_used_up_those_that_were_had_are_given_back(
+    box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_watch, had = inotify_c.inotify_add_watch, list[int]()
+
+    def up_to_two(fd: int, path: bytes, mask: int) -> int:
+        if len(had) == 2:
+            ctypes.set_errno(errno.ENOSPC)
+            return -1
+        had.append(add_watch(fd, path, mask))
+        return had[-1]
+
+    monkeypatch.setattr(inotify_c, "inotify_add_watch", up_to_two)
+    watch = Watch(box, "inotify", None, lambda *_: True)
+    watch.also = dict.fromkeys((box.parent / "control", box.parent / "waiting"), lambda *_: True)
+    for other in watch.also:
+        other.mkdir()
+    watch.arm()
+    assert (watch.mode, len(had)) == ("poll", 2)
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, EventEmitter)]
 
 
 def test_anybody_may_wake_the_loop_and_the_timer_does_when_nobody_did(box: Path) -> None:

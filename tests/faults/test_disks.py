@@ -14,6 +14,8 @@ from cloud import Cloud
 from lab import BUCKET, BUILD, FILES, NOBODY, Daemon, Lab, until
 from lab.disks import Disk, disk, run
 
+from stager.watch import Watch
+
 QUEUE, SPOOL = "the queue waits", "the spool does not work"
 ENDS = ("work goes on", "the spool answers again", "nobody waits any more")
 IMAGE_BYTES = 8 << 20
@@ -283,3 +285,25 @@ def test_a_daemon_that_is_stopped_while_its_spool_is_away_ends_well(public_dir: 
         lab.archive()
         with lab.running():
             answered_well(lab, name)
+
+
+def test_a_drop_box_that_was_unmounted_between_two_looks_is_watched_again(
+    public_dir: Path,
+) -> None:
+    with ExitStack() as stack:
+        spool = stack.enter_context(disk(public_dir / "disk"))
+        box = spool.place / "requests"
+        box.mkdir()
+        watch = Watch(box, "inotify", None, lambda *_: True)
+        stack.callback(watch.disarm)
+        watch.arm()
+        before = box.stat()
+        unmounted(spool, Lab(public_dir))()
+        assert (box.stat().st_dev, box.stat().st_ino) == (before.st_dev, before.st_ino)
+
+        def is_told() -> bool:
+            watch.arm()
+            (box / "a.yaml").write_text("x\n")
+            return watch.wait(0.1)
+
+        until(is_told, "an event")
