@@ -34,6 +34,8 @@ class Rounds:
     """Whether somebody was buried since the tokens were listed."""
     _keys: list[str] = field(default_factory=list)
     """The builds whose tokens are still to be looked at."""
+    _failed: dict[str, int] = field(default_factory=dict)
+    """How often a token could not be freed, by its build."""
     _cloned: set[str] = field(default_factory=set)
 
     @property
@@ -71,8 +73,21 @@ class Rounds:
         visit.locks.free_left()
         if self._is_due and not self._keys:
             self._keys, self._is_due = durable.listing(visit.spool.paths.locks), False
-        undecided = visit.locks.free_the_dead(self._keys[:KEYS_AT_ONCE])
-        self._keys = self._keys[KEYS_AT_ONCE:] + undecided
+        for _ in range(min(KEYS_AT_ONCE, len(self._keys))):
+            key = self._keys.pop(0)
+            try:
+                self._keys += visit.locks.free_the_dead([key])
+            except OSError as e:
+                # One that can't be freed keeps the daemon from nothing, and comes last next time.
+                self._keys.append(key)
+                self._say_stuck(key, e)
+                return
+
+    def _say_stuck(self, key: str, error: OSError) -> None:
+        """Say once of a token that it can't be freed; at the second time, as a fault may pass."""
+        if self._failed.get(key) == 1:
+            log.warning(f"the token of a dead instance can't be freed: {error}", build=key)
+        self._failed[key] = self._failed.get(key, 0) + 1
 
     def _sweep(self, lease: float) -> None:
         """Sweep, some times in a lease: leftovers are in nobody's way."""
