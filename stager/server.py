@@ -181,11 +181,12 @@ class Server:
                 self.dispatcher.close()
                 self.spool.outbox.touch_last()
                 self.pulse.end()
-                self.notice.sign_off()
-                self.bulletin.withdraw()
                 # Who does not sign off is buried, and what is left to do is done by others.
                 if self.locks.free_left() and not self.rounds.is_owing:
                     self.heart.leave()
+                # After that: of several that stop at once the last one sees no other.
+                self.notice.sign_off()
+                self.bulletin.withdraw()
         except (MachineFault, Buried) as e:
             log.warning(f"stopped, but could not sign off: {e}")
         finally:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import threading
 import time
 from pathlib import Path
@@ -195,7 +196,8 @@ def test_a_build_that_is_pinned_anew_is_read_anew(lab: Lab) -> None:
 def test_who_leaves_as_the_last_says_on_the_page_that_nobody_runs(lab: Lab) -> None:
     first, second = lab.start(), lab.start()
     path = lab.root / "results/status.html"
-    until(lambda: path.exists() and len(read(lab)["instances"]) == 2)
+    until((lab.root / "results/status.json").exists, "the page, and then the other file")
+    until(lambda: len(read(lab)["instances"]) == 2)
     assert first.stop() == 0
     assert "Healthy" in path.read_text()
     lab.drop("later", ABSENT)
@@ -207,6 +209,19 @@ def test_who_leaves_as_the_last_says_on_the_page_that_nobody_runs(lab: Lab) -> N
     assert [entry["request"] for entry in data["waiting"]] == ["later.yaml"]
     with lab.running():
         until(lambda: "Healthy" in path.read_text())
+
+
+def test_of_several_that_stop_at_once_the_last_says_on_the_page_that_nobody_runs(
+    lab: Lab,
+) -> None:
+    daemons = [lab.start() for _ in range(4)]
+    until((lab.root / "results/status.json").exists)
+    until(lambda: len(read(lab)["instances"]) == len(daemons))
+    for daemon in daemons:
+        daemon.process.send_signal(signal.SIGTERM)
+    assert {daemon.process.wait(DEADLINE) for daemon in daemons} == {0}
+    assert "No watcherd runs" in (lab.root / "results/status.html").read_text()
+    assert read(lab)["troubles"] == ["no watcherd runs"]
 
 
 def test_who_leaves_after_others_were_killed_says_that_too(public_dir: Path) -> None:
