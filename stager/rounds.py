@@ -51,6 +51,16 @@ class Rounds:
         # Sooner where requests wait for room.
         self.keeper.turn(visit, hurry=hold is not None and isinstance(hold.error, NoSpace))
 
+    def finish(self, visit: Visit, seconds: float) -> None:
+        """Look at the tokens that are still to be looked at, for so long at most, before the end.
+
+        Else whoever never runs for long (`--once`) would never come to the last of them.
+        """
+        end = time.monotonic() + seconds
+        for _ in range(0, len(self._keys), KEYS_AT_ONCE):
+            if time.monotonic() < end:
+                self._free_tokens(visit)
+
     def _bury(self, visit: Visit) -> None:
         heart = visit.heart
         for inst in heart.cloned() - self._cloned:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ORDERS_SECONDS = 1.0
+TOKENS_SECONDS = 2.0
+"""No longer the tokens of the dead are looked at when we stop."""
 PAGE_SECONDS = 2.0
 """So long at least a page that is being written may take at the end: else it is left in tmp/."""
 
@@ -180,6 +182,7 @@ class Server:
             with durable.storage():
                 self.dispatcher.close()
                 self.spool.outbox.touch_last()
+                self.rounds.finish(self._visit(), TOKENS_SECONDS)
                 self.pulse.end()
                 # Who does not sign off is buried, and what is left to do is done by others.
                 if self.locks.free_left() and not self.rounds.is_owing:
