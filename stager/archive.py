@@ -145,7 +145,8 @@ class DirectorySource:
         path = self.directory / build.bucket / build.object_name
         try:
             if not self.directory.is_dir():
-                raise StorageError(f"archive.directory is not there ({self.directory})")
+                hint = "mount it, or set `archive.directory` in the configuration; requests wait"
+                raise StorageError(f"archive.directory is not there ({self.directory})", hint)
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             raise ArchiveNotFound(f"no archive {build.archive_url}") from None

@@ -26,7 +26,7 @@ OPTIONS = {
     "`note`": "--note",
     "`force`": "--force",
 }
-NO_ANSWER_YET = "no answer yet; the request goes on. `stager show NAME` says what it waits for"
+NO_ANSWER_YET = "no answer yet; the request goes on. `stager show {}` says what it waits for"
 
 
 @cli.command()
@@ -36,7 +36,7 @@ NO_ANSWER_YET = "no answer yet; the request goes on. `stager show NAME` says wha
 )
 @click.option("--name", help="The request's NAME (default: one that nobody else uses).")
 @click.option("--priority", help="high, normal, low, or 0 (first) to 9.")
-@click.option("--expires", help="Give up if not finished this long after it was dropped.")
+@click.option("--expires", help="Give up if not finished this long after it was taken in.")
 @click.option("--wait-archive", help="How long to wait for an archive not there yet.")
 @click.option("--force", is_flag=True, help="Stage again what is staged already.")
 @click.option("--note", help="Repeated in the result.")
@@ -120,7 +120,7 @@ def _wait(
         dump(one, as_json)
     for outcome in outcomes:
         if outcome.code == client.TIMED_OUT:
-            click.echo(f"{outcome.name}: {NO_ANSWER_YET}", err=True)
+            click.echo(f"{outcome.name}: {NO_ANSWER_YET.format(outcome.name)}", err=True)
         elif outcome.code == client.NOT_FOUND:
             click.echo(f"{outcome.name}: no such request", err=True)
         elif outcome.result:

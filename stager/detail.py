@@ -15,7 +15,7 @@ from stager.errors import NOT_THERE_YET, RequestError
 from stager.layout import Claim, Paths, Waiting
 from stager.request import MAX_BYTES, Request, parse_request
 from stager.result import stamp
-from stager.roster import Look
+from stager.roster import LEFT_BEHIND, Look
 from stager.snapshot import ActivePart, Snapshot, WaitingPart, printable
 
 BY_ITSELF = "nothing: it goes on by itself; `stager cancel NAME` takes it back"
@@ -37,6 +37,8 @@ def describe(config: Config, found: Pending) -> dict[str, Any]:
     data: dict[str, Any] = {"state": found.state}
     if isinstance(entry, ActivePart):
         data |= {"host": entry.host}
+        if entry.phase == LEFT_BEHIND:
+            data |= {"reason": "its daemon ended", "hint": "the next daemon here takes it over"}
     elif entry:
         data |= {"reason": entry.reason, "hint": entry.hint or BY_ITSELF, "due": entry.due}
     else:

@@ -64,7 +64,7 @@ class DropBox:
         self._full = False
         self._ready: deque[str] = deque()
         self._unseen: dict[str, OSError] = {}
-        self._listed = 0.0
+        self._listed, self._list_anew = 0.0, False
         self.hints = Hints(clock)
         self.seen: list[str] = []
         """The request names of the last scan."""
@@ -78,7 +78,7 @@ class DropBox:
         now = self._clock()
         if limit and self._ready and now - self._listed < RELIST_SECONDS:
             return self._rest(limit, now)
-        self._listed = now
+        self._listed, self._list_anew = now, False
         listed = self._list()
         names = [name for name in listed if is_request_name(name)]
         self.others, self.seen, self.left = len(listed) - len(names), names, len(names)
@@ -114,6 +114,8 @@ class DropBox:
     def _rest(self, limit: int, now: float) -> list[str]:
         """Return more of what the last listing showed, each looked at again."""
         names = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+        # What came since that listing rang its bell, and nobody has looked.
+        self._list_anew = not self._ready
         files = ((name, self._look(name, now)) for name in names)
         return [n for n, f in files if f and now - f.since >= self._patience(n, f)]
 
@@ -178,7 +180,7 @@ class DropBox:
         if self._full:
             return float("inf")
         now = self._clock()
-        if self._ready:
+        if self._ready or self._list_anew:
             return 0.0
         if len(self.seen) > WINDOW:
             return max(0.0, self._next_window - now)

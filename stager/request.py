@@ -113,7 +113,7 @@ class Request(Strict):
     ] = PRIORITIES["normal"]
     """`high`, `normal`, `low`, or 0 (first) to 9."""
     expires: Duration | None = None
-    """Give up if not finished this long after it was dropped."""
+    """Give up if not finished this long after it was taken in (at once, where a daemon runs)."""
     wait: Duration | None = None
     """How long to wait for an archive not there yet, instead of `wait_for_archive`; 0: one look."""
     force: Annotated[Flag, AfterValidator(_force)] = False

@@ -119,7 +119,7 @@ class Result(_Part):
     host: str
     """The machine that answered."""
     received: str
-    """When it was dropped."""
+    """When it was taken in: at once, where a daemon runs."""
     started: str | None = None
     """When work on it began."""
     finished: str

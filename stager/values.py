@@ -33,6 +33,8 @@ def _min_free(value: Any) -> Any:
     """Check a percentage or a size."""
     value = text(value)
     m = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)\s*%", value)
+    if not m and value.rstrip().endswith("%"):
+        raise ValueError("a percentage below 100 (5%), or a size such as 20G, is wanted")
     if not m:
         size(value)
     return value

@@ -238,6 +238,7 @@ def test_an_archive_directory_that_is_away_holds_the_queue(lab: Lab) -> None:
     with lab.running() as daemon:
         names = [lab.drop("one", wait=0), lab.drop("two", images=["base"], wait=0)]
         all_wait(lab, daemon, 2, "storage_error")
+        assert "set `archive.directory`" in daemon.log
         away.rename(lab.root / "archive")
         goes_on(lab, daemon, *names)
 

@@ -202,7 +202,7 @@ def test_a_variable_of_somebody_else_does_no_harm() -> None:
         pytest.param("images: {a: ../x}", "1:1", "plain file name", id="an image elsewhere"),
         pytest.param("images: {a: x, b: x}", "1:1", "of its own", id="one file for two images"),
         pytest.param("images: {a: staged}", "1:1", "`staged`", id="the flag as an image"),
-        pytest.param("min_free: 200%", "1:1", "a size", id="more than all"),
+        pytest.param("min_free: 200%", "1:1", "a percentage below 100", id="more than all"),
         pytest.param("archive:\n  source: directory", "1:1", "`directory:`", id="no directory"),
         pytest.param("workers: 2\nlease: 5s", "2:1", "three times", id="a lease too short"),
         pytest.param("workers: 2\nrescan: 0", "2:1", "above 0", id="no rescan"),

@@ -256,3 +256,19 @@ def test_a_file_that_keeps_changing_is_told_apart_from_one_that_settles(box: Box
         grow(log)
         assert box.after(0.1) == []
     assert box.dropbox.settling() == (["a.yaml"], ["log.yaml"])
+
+
+def test_what_comes_while_a_crowd_is_worked_off_is_looked_for_at_its_end(box: Box) -> None:
+    for name in ("a", "b"):
+        box.put(f"{name}.yaml")
+        box.dropbox.hints.note("moved", f"{name}.yaml")
+    for expected in ("a.yaml", "b.yaml"):
+        (name,) = box.after(0, limit=1)
+        assert name == expected
+        (box.path / name).unlink()
+        box.dropbox.claimed(name)
+        if name == "a.yaml":
+            box.put("c.yaml")
+            box.dropbox.hints.note("moved", "c.yaml")
+    assert box.dropbox.next_due() == 0
+    assert box.after(0, limit=1) == ["c.yaml"]
