@@ -35,10 +35,11 @@ def describe(config: Config, found: Pending) -> dict[str, Any]:
     known = _known(config.paths, found)
     request = _read(known[0], config) if known else None
     data: dict[str, Any] = {"state": found.state}
+    is_left_behind = isinstance(entry, ActivePart) and entry.phase == LEFT_BEHIND
     if isinstance(entry, ActivePart):
         data |= {"host": entry.host}
-        if entry.phase == LEFT_BEHIND:
-            data |= {"reason": "its daemon ended", "hint": "the next daemon here takes it over"}
+        if is_left_behind:
+            data |= {"reason": "its daemon ended", "hint": "the next daemon takes it over"}
     elif entry:
         data |= {"reason": entry.reason, "hint": entry.hint or BY_ITSELF, "due": entry.due}
     else:
@@ -53,7 +54,8 @@ def describe(config: Config, found: Pending) -> dict[str, Any]:
     if known:
         data |= _received(*known)
         data |= _wanted(request, known[1].arrived_ns / 1e9) if request else {}
-    data |= client.progress(config.paths, found)
+    # What the dead said last is true no more.
+    data |= {} if is_left_behind else client.progress(config.paths, found)
     return {key: value for key, value in data.items() if value not in ("", None, [])}
 
 

@@ -201,6 +201,9 @@ def test_after_a_kill_it_is_said_what_was_left_behind(cloud_lab: tuple[Lab, Clou
     assert re.search(rf"active +mine\.yaml  left behind, on {HOST}  {BUILD} test\n", text), text
     assert re.search(r"waiting +next\.yaml  no watcherd runs\n", text), text
     assert say(lab, "mine") == f"active: left behind, on {HOST}"
+    shown = json.loads(lab.stager("show", "mine", "--json").stdout)
+    assert (shown["state"], shown["reason"]) == ("active", "its daemon ended")
+    assert not shown.keys() & {"phase", "bytes", "bytes_per_second", "seconds_left"}
     (instance,) = json.loads(lab.stager("status", "--json").stdout)["instances"]
     assert (instance["alive"], instance["state"]) == (False, "ended")
 
