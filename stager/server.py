@@ -184,12 +184,13 @@ class Server:
                 self.spool.outbox.touch_last()
                 self.rounds.finish(self._visit(), TOKENS_SECONDS)
                 self.pulse.end()
+                # Before our heartbeat goes: what is left after it is only swept a lease later.
+                self.bulletin.withdraw()
                 # Who does not sign off is buried, and what is left to do is done by others.
                 if self.locks.free_left() and not self.rounds.is_owing:
                     self.heart.leave()
                 # After that: of several that stop at once the last one sees no other.
                 self.notice.sign_off()
-                self.bulletin.withdraw()
         except (MachineFault, Buried) as e:
             log.warning(f"stopped, but could not sign off: {e}")
         finally:
