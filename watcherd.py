@@ -7,9 +7,12 @@ Exit codes: 0 good; 1 it can't start now, or with --once, a request it answered 
 rejected; 2 the configuration or the directories are not right.
 """
 
+import gc
 import sys
 from pathlib import Path
 
+if gc.isenabled():  # What is imported stays: to look for garbage in it is a fifth of the start.
+    gc.disable()
 if __name__ == "__main__":  # ./watcherd.py from a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -30,6 +33,8 @@ from stager.server import Server
 from stager.vigil import Vigil
 from stager.watch import Wake
 
+gc.freeze()
+gc.enable()
 logger = structlog.get_logger()
 
 BEGIN_SECONDS = 1.0

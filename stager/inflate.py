@@ -6,25 +6,18 @@ end is asked for.
 """
 
 import hashlib
-import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from stager.behind import Behind, Helped
+from stager.deflate import DamagedStream, crc32, new_inflater
 from stager.errors import ArchiveCorrupt
 from stager.zipdir import DEFLATED, Member
 
-zlib: Any
-try:
-    zlib = importlib.import_module("zlib_ng.zlib_ng")
-except ImportError:  # the standard library's does the same work at three times the CPU
-    zlib = importlib.import_module("zlib")
-
 BLOCK = 4096
-INPUT_BYTES = OUTPUT_BYTES = 256 << 10
+OUTPUT_BYTES = 1 << 20
 RUN = 16 * BLOCK
 FLUSH_BYTES = 8 << 20
 """So often the kernel is told to begin to write to the disk: little is left for the sync."""
@@ -58,7 +51,7 @@ def unpack(
         for piece in pieces:
             if size + len(piece) > member.size:
                 raise ArchiveCorrupt(f"{member.name} holds more bytes than its entry says")
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
             behind.put(piece)
             size += len(piece)
     if size != member.size:
@@ -75,31 +68,27 @@ def digest(fd: int, check: Callable[[], None] = lambda: None) -> Unpacked:
     crc, sha, size = 0, hashlib.sha256(), 0
     while piece := os.pread(fd, OUTPUT_BYTES, size):
         check()
-        crc, size = zlib.crc32(piece, crc), size + len(piece)
+        crc, size = crc32(piece, crc), size + len(piece)
         sha.update(piece)
     return Unpacked(size, f"{crc:08x}", sha.hexdigest())
 
 
 def _inflated(chunks: Iterable[bytes], member: Member) -> Iterator[bytes]:
     """Inflate; never more than OUTPUT_BYTES at once, whatever the input expands to."""
-    inflater: Any = zlib.decompressobj(-15)
+    inflater = new_inflater()
     for chunk in chunks:
-        view = memoryview(chunk)
-        for start in range(0, len(view), INPUT_BYTES):
-            data: Any = view[start : start + INPUT_BYTES]
-            while data:
-                try:
-                    piece = inflater.decompress(data, OUTPUT_BYTES)
-                except zlib.error:
-                    raise ArchiveCorrupt(f"{member.name}: the compressed data is damaged") from None
-                if inflater.unused_data:
-                    raise ArchiveCorrupt(f"{member.name}: data goes on after the stream's end")
-                data = inflater.unconsumed_tail
-                if piece:
-                    yield piece
-    # What the inflater still holds back comes out with nothing put in.
-    while not inflater.eof and (piece := inflater.decompress(b"", OUTPUT_BYTES)):
-        yield piece
+        data = chunk
+        while data or not (inflater.eof or inflater.needs_input):
+            if inflater.eof:
+                raise ArchiveCorrupt(f"{member.name}: data goes on after the stream's end")
+            try:
+                piece = inflater.decompress(data, OUTPUT_BYTES)
+            except DamagedStream:
+                raise ArchiveCorrupt(f"{member.name}: the compressed data is damaged") from None
+            if piece:
+                yield piece
+            # The inflater keeps what it has not used yet.
+            data = inflater.unused_data
     if not inflater.eof:
         raise ArchiveCorrupt(f"{member.name}: the compressed data ends too early")
 
