@@ -59,7 +59,7 @@ class Witness(Staged):
                 continue
             if self.clones and not self._knew(change.who, inst):
                 continue
-            if self._is_blind(change, place):
+            if self._is_blind(change, place) or self._is_ghost(place, name):
                 continue
             beats = self.lives(inst) and self._silence(inst) < 0.9 * self.lease
             if beats or self.sound(inst):
@@ -90,6 +90,13 @@ class Witness(Staged):
         key, _, rest = name.partition(".")
         token = ".".join(rest.split(".")[:3])
         return not os.path.exists(f"{self.static}/.stager/locks/{key}/{token}")
+
+    def _is_ghost(self, place: str, name: str) -> bool:
+        """Whether this is a token that a late duplicate brought back: a higher one is there."""
+        if not place.startswith(f"{self.static}/.stager/locks/"):
+            return False
+        numbers = [int(other.partition(".")[0]) for other in os.listdir(place)]
+        return max(numbers, default=-1) > int(name.partition(".")[0])
 
     def _silence(self, inst: str) -> float:
         """Return an instance's longest silence of late, but for outages of the server."""
