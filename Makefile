@@ -7,6 +7,7 @@
 # make install   as a service (again: upgrade; systemd/install.sh has the options); make uninstall
 # make test-systemd  the tests under a real systemd, told step by step
 # make test-nfs  the tests on real NFS; make soak-nfs  all that can happen to its machines, a table
+# make soak   all that docs/reliability.md has a figure of, one after the other: hours
 # make bench  watcherd beside its peers, 1 GiB images (BENCH="--size 4G --case compare"); make bench-quick  does it run?
 # WHEELS=DIR  install from wheels in a directory instead of an index
 
@@ -15,7 +16,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install $(if $(WHEELS),--no-index --find-links $(WHEELS))
 
-.PHONY: demo venv install uninstall test test-crash test-faults test-model soak-model test-nfs test-systemd soak-nfs bench bench-quick screenshots schema lint format clean check-python
+.PHONY: demo venv install uninstall test test-crash test-faults test-model soak-model test-nfs test-systemd soak-nfs soak bench bench-quick screenshots schema lint format clean check-python
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -57,6 +58,8 @@ test-nfs: $(BIN)/.debian
 
 soak-nfs: $(BIN)/.debian
 	@PYTHONPATH=.:tests $(BIN)/python tests/nfs/soak.py $(SOAK_ARGS)
+
+soak: test-crash test-faults soak-model soak-nfs
 
 schema: $(BIN)/.runtime
 	@$(BIN)/python schema/generate.py

@@ -162,9 +162,9 @@ class Heart:
     def living(self) -> list[str]:
         """Return the names of all instances not known to be dead, ours included."""
         with self._lock:
-            return sorted(
-                {self.inst, *(i for i, s in self._seen.items() if not self._judge(s))},
-            )
+            # Those we buried are not judged anew, should our next samples be bad ones.
+            seen = {i: s for i, s in self._seen.items() if i not in self._buried}
+            return sorted({self.inst, *(i for i, s in seen.items() if not self._judge(s))})
 
     def fallen(self) -> list[str]:
         """Return the names of all instances that are listed and may be taken over from."""

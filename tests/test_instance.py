@@ -303,6 +303,13 @@ def test_only_the_dead_who_own_nothing_are_buried(quick: Lab) -> None:
     assert quick.instances() == sorted([owner.inst, alive.inst, observer.inst])
 
 
+def test_who_was_buried_does_not_live_until_the_next_look(quick: Lab) -> None:
+    dead, observer = quick.peer(dead=True), quick.peer()
+    assert observer.heart.bury(set()) == [dead.inst]
+    observer.heart.bad_sample()
+    assert observer.heart.living() == [observer.inst]
+
+
 def test_proven_is_who_moved_or_whose_process_is_here(quick: Lab) -> None:
     here, there, gone = quick.peer(), quick.peer(machine="b"), quick.peer(dead=True)
     observer = quick.peer()
