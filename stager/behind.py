@@ -17,9 +17,12 @@ Helped = Callable[[], AbstractContextManager[object]]
 
 
 class Behind:
-    """Uses pieces in order, at the latest at the end of the block; its errors come to the maker."""
+    """Uses pieces in order, at the latest at the end of the block; its errors come to the maker.
 
-    def __init__(self, use: Callable[[bytes], None], helped: Helped = nullcontext) -> None:
+    `helped` is the thread's context; None: no core is left for one, pieces are used at once.
+    """
+
+    def __init__(self, use: Callable[[bytes], None], helped: Helped | None = nullcontext) -> None:
         self._use, self._helped = use, helped
         self._batches: queue.Queue[list[bytes]] = queue.Queue(BATCHES)
         self._some: list[bytes] = []
@@ -44,27 +47,30 @@ class Behind:
 
     def put(self, piece: bytes) -> None:
         """Have a piece used soon; wait where too many are waiting."""
+        if self._helped is None:
+            self._use(piece)
+            return
         self._some.append(piece)
         self._size += len(piece)
         if self._size >= BATCH_BYTES:
             self._raise()
-            self._hand_over()
+            self._hand_over(self._helped)
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, helped: Helped) -> None:
         if self._thread is None:
-            thread = threading.Thread(target=self._work, name="behind")
+            thread = threading.Thread(target=self._work, args=[helped], name="behind")
             thread.start()
             # Not before: one that could not be started can't be waited for either.
             self._thread = thread
         self._batches.put(self._some)
         self._some, self._size = [], 0
 
-    def _work(self) -> None:
-        with self._helped():
+    def _work(self, helped: Helped) -> None:
+        with helped():
             while batch := self._batches.get():
                 try:
                     for piece in batch if self._error is None else ():

@@ -23,7 +23,8 @@ from stager.progress import Progress
 from stager.words import in_bytes
 from stager.zipdir import Member
 
-SIDE_BY_SIDE = min(4, len(os.sched_getaffinity(0)))
+CORES = len(os.sched_getaffinity(0))
+SIDE_BY_SIDE = min(4, CORES)
 """Members of one build at a time; each is one thread's work, and all share AHEAD_BYTES."""
 Fetched = tuple[Path, Unpacked]
 
@@ -113,13 +114,13 @@ class Fetching:
 
     def _once(self, image: str, member: Member) -> Fetched:
         file = self.work.file()
+        # Where every core inflates, a second thread for each image only costs.
+        helped = self.progress.sign.helped if self.archive.streams < CORES else None
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Closed here: an error that is kept would keep its buffers and threads as well.
             with closing(self.archive.stream(member, self._check)) as chunks:
-                unpacked = unpack(
-                    self._watched(image, chunks, fd), member, fd, self.progress.sign.helped
-                )
+                unpacked = unpack(self._watched(image, chunks, fd), member, fd, helped)
             os.fchmod(fd, 0o644)
             os.fsync(fd)
         except BaseException:

@@ -34,11 +34,11 @@ class Unpacked:
 
 
 def unpack(
-    chunks: Iterable[bytes], member: Member, fd: int, helped: Helped = nullcontext
+    chunks: Iterable[bytes], member: Member, fd: int, helped: Helped | None = nullcontext
 ) -> Unpacked:
     """Write a member into the empty file `fd`; ArchiveCorrupt where it is not what it says.
 
-    This thread inflates, another one hashes and writes; `helped` is its context.
+    This thread inflates, another one hashes and writes; `helped` is its context, None: no other.
     """
     crc, size, sha, file = 0, 0, hashlib.sha256(), _SparseFile(fd)
 

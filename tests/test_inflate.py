@@ -238,6 +238,21 @@ def test_without_a_thread_that_writes_it_is_said_what_was_missing(
         unpack([compressed(data)], member_of(data, b""), fd)
 
 
+def test_without_a_core_for_another_thread_one_does_it_all() -> None:
+    data = noise(1, BATCH_BYTES) + bytes(3 * BATCH_BYTES) + noise(2, BATCH_BYTES)
+    packed, before = compressed(data), threading.active_count()
+
+    def watched() -> Iterator[bytes]:
+        for chunk in chunked(packed, [4099]):
+            assert threading.active_count() == before
+            yield chunk
+
+    with empty_file() as fd:
+        unpacked = unpack(watched(), member_of(data, packed), fd, None)
+        assert os.pread(fd, len(data) + 1, 0) == data
+    assert unpacked.sha256 == hashlib.sha256(data).hexdigest()
+
+
 def test_the_standard_librarys_zlib_does_the_same_work() -> None:
     program = f"""
 import sys, zlib
