@@ -70,10 +70,15 @@ class Behind:
         self._some, self._size = [], 0
 
     def _work(self, helped: Helped) -> None:
-        with helped():
-            while batch := self._batches.get():
-                try:
-                    for piece in batch if self._error is None else ():
+        has_ended = False
+        try:
+            with helped():
+                while batch := self._batches.get():
+                    for piece in batch:
                         self._use(piece)
-                except BaseException as e:  # noqa: BLE001 (raised again where pieces are made)
-                    self._error = e
+                has_ended = True
+        except BaseException as e:  # noqa: BLE001 (raised again where pieces are made)
+            self._error = e
+            # The maker may be waiting for room.
+            while not has_ended and self._batches.get():
+                pass

@@ -238,6 +238,28 @@ def test_without_a_thread_that_writes_it_is_said_what_was_missing(
         unpack([compressed(data)], member_of(data, b""), fd)
 
 
+@pytest.mark.parametrize("when", ["at its beginning", "at its end"])
+def test_an_error_of_the_other_threads_context_comes_through(when: str) -> None:
+    @contextmanager
+    def failing() -> Iterator[None]:
+        if when == "at its beginning":
+            raise MemoryError(when)
+        yield
+        raise MemoryError(when)
+
+    data = noise(1, 6 * BATCH_BYTES)
+    with empty_file() as fd, pytest.raises(MemoryError, match=when):
+        unpack([compressed(data)], member_of(data, b""), fd, failing)
+
+
+def test_what_expands_to_just_more_than_one_piece_comes_out_whole() -> None:
+    for more in range(0, 2000, 40):
+        data = bytes(OUTPUT_BYTES + more)
+        packed = compressed(data)
+        with empty_file() as fd:
+            assert unpack([packed], member_of(data, packed), fd).size == len(data)
+
+
 def test_without_a_core_for_another_thread_one_does_it_all() -> None:
     data = noise(1, BATCH_BYTES) + bytes(3 * BATCH_BYTES) + noise(2, BATCH_BYTES)
     packed, before = compressed(data), threading.active_count()

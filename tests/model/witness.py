@@ -59,7 +59,7 @@ class Witness(Staged):
                 continue
             if self.clones and not self._knew(change.who, inst):
                 continue
-            if self._is_blind(change, place) or self._is_ghost(place, name):
+            if self._is_blind(change, place) or self._is_ghost(change):
                 continue
             beats = self.lives(inst) and self._silence(inst) < 0.9 * self.lease
             if beats or self.sound(inst):
@@ -91,12 +91,17 @@ class Witness(Staged):
         token = ".".join(rest.split(".")[:3])
         return not os.path.exists(f"{self.static}/.stager/locks/{key}/{token}")
 
-    def _is_ghost(self, place: str, name: str) -> bool:
-        """Whether this is a token that a late duplicate brought back: a higher one is there."""
-        if not place.startswith(f"{self.static}/.stager/locks/"):
+    def _is_ghost(self, change: Change) -> bool:
+        """Whether this is a token that a late duplicate brought back, below the one that counts."""
+        room = os.path.dirname(change.source)
+        if change.source not in self._ghosts or not room.startswith(
+            f"{self.static}/.stager/locks/"
+        ):
             return False
-        numbers = [int(other.partition(".")[0]) for other in os.listdir(place)]
-        return max(numbers, default=-1) > int(name.partition(".")[0])
+        # Whoever takes a token makes a higher one of it: that is no excuse.
+        others = [name for name in os.listdir(room) if f"{room}/{name}" != change.path]
+        numbers = [int(name.partition(".")[0]) for name in others]
+        return max(numbers, default=-1) > int(os.path.basename(change.source).partition(".")[0])
 
     def _silence(self, inst: str) -> float:
         """Return an instance's longest silence of late, but for outages of the server."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from model.planted import WORLD, leaves_out
 from stager import durable
 from stager.instance import Heart, _Seen
+from stager.lock import Locks, Token
 from stager.rounds import Rounds
 from stager.sweep import Sweeper
 from stager.visit import Visit
@@ -18,6 +19,11 @@ def dead_at_once(_self: Heart, seen: _Seen) -> bool:
 @leaves_out("only good samples condemn", "stager.instance.Heart.forget_samples", mood="silence")
 def bad_samples_count(_self: Heart, now: float | None = None) -> None:  # noqa: ARG001
     return
+
+
+@leaves_out("a token of the living is not taken", "stager.lock.Locks._owner", mood="crowd")
+def taken_from_the_living(_self: Locks, _token: Token) -> str:
+    return ""
 
 
 @leaves_out("the dead are taken over from", "stager.instance.Heart.dead", mood="zombies")
