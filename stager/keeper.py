@@ -35,10 +35,11 @@ class Keeper:
             return
         if now - self._last < (HURRY_SECONDS if hurry else PERIOD_SECONDS):
             return
+        if visit.heart.living()[0] != visit.heart.inst:
+            return
         self._last = now
-        if visit.heart.living()[0] == visit.heart.inst:
-            self._thread = threading.Thread(target=self._keep, args=(visit,), name="keeper")
-            self._thread.start()
+        self._thread = threading.Thread(target=self._keep, args=(visit,), name="keeper")
+        self._thread.start()
 
     def stop(self) -> None:
         """End at the next safe point."""

@@ -23,6 +23,7 @@ from stager.errors import TakenOver
 from stager.fetch import Room
 from stager.gc import Staged, choose
 from stager.hook import Hook
+from stager.keeper import Keeper
 from stager.layout import PIN_PREFIX, Build, Claim, parse_build
 from stager.marker import TOUCH_SECONDS, Marker
 from stager.request import parse_request
@@ -322,6 +323,23 @@ def test_the_daemon_does_it_by_itself(used: Lab) -> None:
         daemon.await_log("removed a build")
         left = {url(1), url(2), url(3)}
         until(lambda: remains(used) == (left, left))
+
+
+def test_another_one_does_it_as_soon_as_the_first_has_gone(used: Lab) -> None:
+    used.write_config(retention={"builds": {"age": "9d"}})
+    config = load_config(used.config, {})
+    marker = Marker(config.paths, config.images)
+    first, other = sorted((used.peer(), used.peer()), key=lambda peer: peer.inst)
+    other.heart.observe()
+    visit, keeper = Visit(config, other.heart, other.spool, other.locks, marker), Keeper()
+    keeper.turn(visit)
+    assert len(builds(used)) == 6
+    first.heart.leave()
+    other.heart.observe()
+    keeper.turn(visit)
+    left = {url(1), url(2), url(3)}
+    until(lambda: remains(used) == (left, left))
+    keeper.stop()
 
 
 # -- answers and requests --------------------------------------------------------------------------
