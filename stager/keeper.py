@@ -23,21 +23,24 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._last = float("-inf")
+        self._known: set[str] = set()
+        """Who lived at the last look, or came since."""
         self._fault = ""
 
     def turn(self, visit: Visit, *, hurry: bool = False) -> None:
         """Start a look if one is due, and we have the lowest name of the living.
 
-        `hurry`: requests wait for room.
+        `hurry`: requests wait for room. One is due, too, where somebody has gone since the last:
+        a removal may be half done, and its build was not to be had then.
         """
-        now = time.monotonic()
-        if self._thread is not None and self._thread.is_alive():
+        now, living = time.monotonic(), visit.heart.living()
+        is_due = now - self._last >= (HURRY_SECONDS if hurry else PERIOD_SECONDS)
+        self._known |= set(living)
+        if not is_due and self._known == set(living):
             return
-        if now - self._last < (HURRY_SECONDS if hurry else PERIOD_SECONDS):
+        if living[0] != visit.heart.inst or (self._thread is not None and self._thread.is_alive()):
             return
-        if visit.heart.living()[0] != visit.heart.inst:
-            return
-        self._last = now
+        self._last, self._known = now, set(living)
         self._thread = threading.Thread(target=self._keep, args=(visit,), name="keeper")
         self._thread.start()
 

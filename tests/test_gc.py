@@ -23,6 +23,7 @@ from stager.errors import TakenOver
 from stager.fetch import Room
 from stager.gc import Staged, choose
 from stager.hook import Hook
+from stager.instance import GONE_SAMPLES
 from stager.keeper import Keeper
 from stager.layout import PIN_PREFIX, Build, Claim, parse_build
 from stager.marker import TOUCH_SECONDS, Marker
@@ -338,6 +339,26 @@ def test_another_one_does_it_as_soon_as_the_first_has_gone(used: Lab) -> None:
     other.heart.observe()
     keeper.turn(visit)
     left = {url(1), url(2), url(3)}
+    until(lambda: remains(used) == (left, left))
+    keeper.stop()
+
+
+def test_what_somebody_left_half_done_goes_when_it_has_gone(used: Lab) -> None:
+    used.write_config(retention={"builds": {"age": "9d"}})
+    config = load_config(used.config, {})
+    marker = Marker(config.paths, config.images)
+    first, other = sorted((used.peer(), used.peer()), key=lambda peer: peer.inst)
+    first.heart.observe()
+    other.locks.take(parse_build(url(0), NAMES).key)
+    visit, keeper = Visit(config, first.heart, first.spool, first.locks, marker), Keeper()
+    keeper.turn(visit)
+    some, left = {url(n) for n in range(4)}, {url(1), url(2), url(3)}
+    until(lambda: remains(used) == (some, some))
+    other.heart.leave()
+    for _ in range(GONE_SAMPLES + 1):
+        first.locks.busy(parse_build(url(0), NAMES).key)
+        first.heart.observe()
+    keeper.turn(visit)
     until(lambda: remains(used) == (left, left))
     keeper.stop()
 
