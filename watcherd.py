@@ -16,9 +16,11 @@ if gc.isenabled():  # What is imported stays: to look for garbage in it is a fif
 if __name__ == "__main__":  # ./watcherd.py from a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import ctypes
 import os
 import platform
 import signal
+from contextlib import suppress
 from importlib import metadata
 from types import FrameType
 
@@ -38,6 +40,8 @@ gc.enable()
 logger = structlog.get_logger()
 
 BEGIN_SECONDS = 1.0
+M_ARENA_MAX = -8
+"""mallopt(3), malloc.h"""
 
 
 class Signals:
@@ -66,6 +70,7 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
     """Run until told to stop (or, once, until nothing is left to do); return the exit code."""
     signals = Signals()
     signals.install()
+    share_one_heap()
     bad = 0
     server = begin(config, signals)
     while True:
@@ -95,6 +100,12 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
             server = begin_anew(config, signals)
         except InterruptedError:
             return 1
+
+
+def share_one_heap() -> None:
+    """Have the threads to come share one heap (glibc): each would keep what it no longer uses."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def begin(config: Config, signals: Signals) -> Server:
