@@ -62,8 +62,12 @@ def main(
             shutil.rmtree(place)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    report.write(RESULTS, name or ("quick" if quick else "bench"))
+    default = "quick" if quick else "bench"
+    report.write(RESULTS, name or default)
     click.echo(report.text())
+    click.echo(f"\nwritten to {RESULTS}/{name or default}.txt, .json and .svg")
+    if quick:
+        click.echo("quick: small and short; its yes and NO say nothing, only that it runs")
     sys.exit(0)
 
 

@@ -110,7 +110,9 @@ def daemons(report: Report, archive: Archive, root: Path, _: int) -> None:
                 for number in range(BUILDS):
                     site.await_state(f"build-{number}", "staged", 900)
                 walls[count] = time.monotonic() - began
-            report.notes[f"{count} daemons"] = f"{walls[count]:.1f} s for {BUILDS} builds"
+            report.notes[f"{count} daemon{'s' if count > 1 else ''}"] = (
+                f"{walls[count]:.1f} s for {BUILDS} builds"
+            )
     for count, least in ((2, 1.9), (4, 3.6)):
         report.goals.append(
             at_least("daemons", f"throughput, {count} / 1", least, walls[1] / walls[count])

@@ -23,8 +23,9 @@ from stager.errors import (
 from stager.layout import Build
 from stager.zipdir import LOCAL_HEADER, Directory, Member, read_directory
 
-SLICE_BYTES = 8 << 20
-AHEAD_BYTES = 48 << 20
+SLICE_BYTES, LAST_SLICE_BYTES = 8 << 20, 1 << 20
+"""Slices become shorter towards the end, so that all connections have work until then."""
+AHEAD_BYTES = 40 << 20
 """So much may be read ahead of one worker's inflaters, all its members together."""
 READ_BYTES = 1 << 20
 Pause = Callable[[float], None]
@@ -112,9 +113,14 @@ class Archive:
         if self._connections == 1 or end - start <= self._slice_bytes():
             yield from self._counted(start, end, check)
             return
-        size = self._slice_bytes()
-        spans = ((at, min(at + size, end)) for at in range(start, end, size))
-        yield from Ahead(self._counted, spans, self._connections, check)
+        yield from Ahead(self._counted, self._spans(start, end), self._connections, check)
+
+    def _spans(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        while start < end:
+            share = max(LAST_SLICE_BYTES, (end - start) // self._connections)
+            stop = min(start + min(self._slice_bytes(), share), end)
+            yield start, stop
+            start = stop
 
     def _slice_bytes(self) -> int:
         return min(SLICE_BYTES, AHEAD_BYTES // ((self._connections + BEYOND) * self.streams))

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
-BATCH_BYTES, BATCHES = 512 << 10, 1
+BATCH_BYTES, BATCHES = 1 << 20, 1
 """Pieces are handed over by so many bytes; so many batches may wait: more are no longer cached."""
 Helped = Callable[[], AbstractContextManager[object]]
 

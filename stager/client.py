@@ -160,7 +160,12 @@ def wait(
     pulse, interval = Pulse(paths, warn), 0.02
     while True:
         for name in names:
-            outcome = None if name in outcomes else _look(paths, name, shown, data)
+            try:
+                outcome = None if name in outcomes else _look(paths, name, shown, data)
+            except OSError as e:
+                # The request goes on all the same; so does whoever waits for it.
+                pulse.say_blocked(e)
+                continue
             if outcome is None:
                 continue
             # A look may miss what is just being moved, or an answer that is on its way.
@@ -214,7 +219,7 @@ class Pulse:
         self.lease = Layout.read(paths.marks[0]).lease
         self.counts: frozenset[str] = frozenset()
         self.since, self.next_look = time.monotonic(), 0.0
-        self.warned = False
+        self.warned = self.is_blocked = False
         self.warn: Callable[[str], None] = warn
 
     def look(self) -> None:
@@ -223,7 +228,11 @@ class Pulse:
         if now < self.next_look:
             return
         self.next_look = now + 1.0
-        names = durable.listing(self.paths.instances, touch=False)
+        try:
+            names = durable.listing(self.paths.instances, touch=False)
+        except OSError as e:
+            self.say_blocked(e)
+            return
         counts = frozenset(n for n in names if n.rpartition(".")[2].isdigit())
         was_empty = not self.counts
         if was_empty and (not counts or roster.all_ended(self.paths)) and not self.warned:
@@ -234,6 +243,12 @@ class Pulse:
         elif now - self.since > self.lease and not self.warned:
             self.warned = True
             self.warn(f"no live watcherd for {self.lease:g} s: is the service running?")
+
+    def say_blocked(self, error: OSError) -> None:
+        """Say once that nothing can be seen for now."""
+        if not self.is_blocked:
+            self.is_blocked = True
+            self.warn(f"the spool can't be read, the wait goes on: {error}")
 
 
 def progress(paths: Paths, found: Pending) -> dict[str, Any]:

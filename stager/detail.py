@@ -39,7 +39,7 @@ def describe(config: Config, found: Pending) -> dict[str, Any]:
     if isinstance(entry, ActivePart):
         data |= {"host": entry.host}
         if is_left_behind:
-            data |= {"reason": "its daemon ended", "hint": "the next daemon takes it over"}
+            data |= {"reason": "its daemon ended or hangs", "hint": "the next daemon takes it over"}
     elif entry:
         data |= {"reason": entry.reason, "hint": entry.hint or BY_ITSELF, "due": entry.due}
     else:

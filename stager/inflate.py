@@ -17,7 +17,7 @@ from stager.errors import ArchiveCorrupt
 from stager.zipdir import DEFLATED, Member
 
 BLOCK = 4096
-OUTPUT_BYTES = 512 << 10
+OUTPUT_BYTES = 1 << 20
 RUN = 16 * BLOCK
 FLUSH_BYTES = 8 << 20
 """So often the kernel is told to begin to write to the disk: little is left for the sync."""

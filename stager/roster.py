@@ -89,7 +89,8 @@ def call(paths: Paths, snapshot: Snapshot, how: Look, now: float) -> Told:
         snapshot.instances.append(entry)
         told.take_in(data, entry)
         snapshot.unclaimable |= {printable(n): w for n, w in data.get("unclaimable", {}).items()}
-        if data.get("fault") and entry.alive:
+        # Those not watched have beaten within a lease.
+        if data.get("fault") and state in {ALIVE, UNSEEN}:
             snapshot.faults.append(FaultPart(host=entry.host, **data["fault"]))
     if ALIVE in fates.values():
         _read_only(paths, snapshot)

@@ -202,7 +202,7 @@ def test_after_a_kill_it_is_said_what_was_left_behind(cloud_lab: tuple[Lab, Clou
     assert re.search(r"waiting +next\.yaml  no watcherd runs\n", text), text
     assert say(lab, "mine") == f"active: left behind, on {HOST}"
     shown = json.loads(lab.stager("show", "mine", "--json").stdout)
-    assert (shown["state"], shown["reason"]) == ("active", "its daemon ended")
+    assert (shown["state"], shown["reason"]) == ("active", "its daemon ended or hangs")
     assert not shown.keys() & {"phase", "bytes", "bytes_per_second", "seconds_left"}
     (instance,) = json.loads(lab.stager("status", "--json").stdout)["instances"]
     assert (instance["alive"], instance["state"]) == (False, "ended")
@@ -322,6 +322,16 @@ def test_a_standing_fault_needs_somebody_and_its_end_nobody(lab: Lab) -> None:
         daemon.process.send_signal(signal.SIGHUP)
         lab.result("mine")
         until(lambda: check(lab) == (0, ""))
+
+
+def test_a_fault_of_another_machine_counts_as_much(lab: Lab) -> None:
+    fault = {"code": "no_space", "message": "no room there", "hint": "make some"}
+    with lab.running():
+        until(lambda: check(lab) == (0, ""))
+        other = lab.peer(machine="another")
+        told = {"host": "another", "fault": fault}
+        (lab.root / f"spool/instances/{other.inst}.status").write_text(json.dumps(told))
+        assert check(lab) == (1, "another: no room there\n")
 
 
 def test_a_spool_that_does_not_work_is_a_standing_fault(lab: Lab) -> None:

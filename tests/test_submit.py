@@ -217,6 +217,22 @@ def test_an_answer_that_is_committed_but_not_published_yet_is_waited_for(lab: La
             assert process.wait(DEADLINE) == 0
 
 
+def test_a_wait_goes_on_while_nothing_can_be_read(lab: Lab) -> None:
+    lab.archive()
+    lab.drop("mine")
+    away = lab.root / "away"
+    with client(lab, "wait", "mine", "--timeout", "60") as process:
+        await_line(process.stderr, "no watcherd runs")
+        requests = lab.root / "spool/requests"
+        requests.rename(away)
+        requests.write_text("a file where a directory should be\n")
+        await_line(process.stderr, "the wait goes on: ")
+        requests.unlink()
+        away.rename(requests)
+        with lab.running():
+            assert process.wait(DEADLINE) == 0
+
+
 # -- while waiting ---------------------------------------------------------------------------------
 
 
