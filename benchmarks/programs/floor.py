@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -105,21 +106,15 @@ def write(fd: int, at: int, piece: bytes) -> None:
 
 def fetch(remote: Remote, info: zipfile.ZipInfo, path: Path, kind: str) -> None:
     """Make one member a file."""
-    if kind == "isal":
-        from isal.isal_zlib import crc32  # noqa: PLC0415
-
-        inflated = inflated_isal
-    else:
-        from zlib_ng.zlib_ng import crc32  # noqa: PLC0415
-
-        inflated = inflated_zlib_ng
+    inflated = inflated_isal if kind == "isal" else inflated_zlib_ng
+    module: Any = import_module("isal.isal_zlib" if kind == "isal" else "zlib_ng.zlib_ng")
     head = b"".join(remote.stream(info.header_offset, info.header_offset + 29))
     name, extra = struct.unpack("<2H", head[26:30])
     start = info.header_offset + 30 + name + extra
     crc, at = 0, 0
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for piece in inflated(remote.stream(start, start + info.compress_size - 1)):
-        crc = crc32(piece, crc)
+        crc = module.crc32(piece, crc)
         write(fd, at, piece)
         at += len(piece)
     os.ftruncate(fd, at)
