@@ -34,7 +34,7 @@ SEEDS = {
     "own-dead-only": 42,
     "replacing-rename": 6,
     "swapped-at-once": 2,
-    "swept-at-once": 4,
+    "swept-at-once": 100,
     "the-dead-keep": 7,
     "the-lowest-token": 18,
     "unlinked": 3,
