@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from stager import client, complete, durable, errors, orders, pins, site, status
+from stager import client, complete, durable, errors, orders, pins, site, status, waiting
 from stager.command import Command, cli, common, dump, load
 from stager.config import Config
 from stager.errors import SetupError
@@ -170,7 +170,7 @@ def _order(config: Config, order: Order, as_json: bool) -> dict[str, str]:
         name = orders.send(config.paths, order)
     except OSError as e:
         raise SetupError(f"can't drop an order: {e.strerror} ({e.filename})") from None
-    client.Pulse(config.paths, lambda words: click.echo(words, err=True)).look()
+    waiting.Pulse(config.paths, lambda words: click.echo(words, err=True)).look()
     answer = client.await_answer(config.paths, name, ORDER_SECONDS)
     if answer is None:
         click.echo(

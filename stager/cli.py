@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from stager import admin, client, complete, detail, probing, upkeep
+from stager import admin, client, complete, detail, probing, upkeep, waiting
 from stager.command import DURATION, cli, common, dump, load
 from stager.config import Config
 from stager.errors import BucketNotAllowed, NotNow, RequestError, SetupError
@@ -113,7 +113,7 @@ def _wait(
     config: Config, names: list[str], timeout: float | None, as_json: bool, data: bytes | None
 ) -> None:
     with Bars(config.paths) as bars:
-        outcomes = client.wait(config.paths, names, timeout, bars, bars.warn, data)
+        outcomes = waiting.wait(config.paths, names, timeout, bars, bars.warn, data)
     found = {o.name: to_json(o.result) for o in outcomes if o.result}
     if found:
         one = next(iter(found.values())) if len(names) == 1 else found

@@ -130,10 +130,12 @@ def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> 
         case.learnt_at = tools.heart.server_now()
         case.archive = tools.source.look(build, case.progress.pause)
         case.archive.fetched = fetched
+        # A try while the queue waits for the end of a fault is no news.
+        say = log.debug if case.is_probe else log.info
         images = f"Image(s) {quoted(missing)} for build {build.target}"
-        log.info(f"{images} will be staged", request_id=rid)
-        log.info(f"Downloading image archive from {build.url}", request_id=rid,
-                 generation=case.archive.generation)  # fmt: skip
+        say(f"{images} will be staged", request_id=rid)
+        say(f"Downloading image archive from {build.url}", request_id=rid,
+            generation=case.archive.generation)  # fmt: skip
         staging = Staging(
             build, work, case.archive, tools.marker, tools.room, tools.heart, case.progress, rid,
             request.force,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from hand import acting_as
-from lab import BUCKET, BUILD, FILES, NOBODY, Lab, until
+from lab import BUCKET, BUILD, FILES, NOBODY, Lab, Peer, until
 from yard import STRANGER
 
 from stager import gc, job, prune
@@ -326,13 +326,22 @@ def test_the_daemon_does_it_by_itself(used: Lab) -> None:
         until(lambda: remains(used) == (left, left))
 
 
+def two_with_rules(lab: Lab) -> list[Peer]:
+    """Return two instances of a spool with rules of retention, by their names."""
+    lab.write_config(retention={"builds": {"age": "9d"}})
+    return sorted((lab.peer(), lab.peer()), key=lambda peer: peer.inst)
+
+
+def visit_of(lab: Lab, peer: Peer) -> Visit:
+    """Return what retention works with."""
+    config = load_config(lab.config, {})
+    return Visit(config, peer.heart, peer.spool, peer.locks, Marker(config.paths, config.images))
+
+
 def test_another_one_does_it_as_soon_as_the_first_has_gone(used: Lab) -> None:
-    used.write_config(retention={"builds": {"age": "9d"}})
-    config = load_config(used.config, {})
-    marker = Marker(config.paths, config.images)
-    first, other = sorted((used.peer(), used.peer()), key=lambda peer: peer.inst)
+    first, other = two_with_rules(used)
     other.heart.observe()
-    visit, keeper = Visit(config, other.heart, other.spool, other.locks, marker), Keeper()
+    visit, keeper = visit_of(used, other), Keeper()
     keeper.turn(visit)
     assert len(builds(used)) == 6
     first.heart.leave()
@@ -344,13 +353,10 @@ def test_another_one_does_it_as_soon_as_the_first_has_gone(used: Lab) -> None:
 
 
 def test_what_somebody_left_half_done_goes_when_it_has_gone(used: Lab) -> None:
-    used.write_config(retention={"builds": {"age": "9d"}})
-    config = load_config(used.config, {})
-    marker = Marker(config.paths, config.images)
-    first, other = sorted((used.peer(), used.peer()), key=lambda peer: peer.inst)
+    first, other = two_with_rules(used)
     first.heart.observe()
     other.locks.take(parse_build(url(0), NAMES).key)
-    visit, keeper = Visit(config, first.heart, first.spool, first.locks, marker), Keeper()
+    visit, keeper = visit_of(used, first), Keeper()
     keeper.turn(visit)
     some, left = {url(n) for n in range(4)}, {url(1), url(2), url(3)}
     until(lambda: remains(used) == (some, some))
@@ -396,9 +402,8 @@ def test_an_unpublished_answer_keeps_its_request(used: Lab) -> None:
 
 @pytest.fixture
 def visit(used: Lab) -> Visit:
-    """Return what retention works with."""
-    config, peer = load_config(used.config, {}), used.peer()
-    return Visit(config, peer.heart, peer.spool, peer.locks, Marker(config.paths, config.images))
+    """Return one for an instance of its own."""
+    return visit_of(used, used.peer())
 
 
 def test_an_answer_that_was_replaced_meanwhile_stays(used: Lab, visit: Visit) -> None:

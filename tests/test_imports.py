@@ -62,6 +62,7 @@ LAYERS = (
     {"once"},
     # people
     {"client", "command", "complete", "finding", "plain", "tables"},
+    {"waiting"},
     {"detail", "remains", "vitals"},
     {"doctor"},
     {"repair"},

@@ -94,9 +94,8 @@ class Witness(Staged):
     def _is_ghost(self, change: Change) -> bool:
         """Whether this is a token that a late duplicate brought back, below the one that counts."""
         room = os.path.dirname(change.source)
-        if change.source not in self._ghosts or not room.startswith(
-            f"{self.static}/.stager/locks/"
-        ):
+        is_token = room.startswith(f"{self.static}/.stager/locks/")
+        if not is_token or change.source not in self._ghosts:
             return False
         # Whoever takes a token makes a higher one of it: that is no excuse.
         others = [name for name in os.listdir(room) if f"{room}/{name}" != change.path]
