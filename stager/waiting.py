@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stager import client, durable, roster
-from stager.layout import Claim, Paths, request_name
+from stager.layout import Claim, Paths, arrival_ns, request_name
 from stager.result import Result
 from stager.site import Layout
 
@@ -70,18 +70,26 @@ def _look(
         return None
     result = client.read_result(paths, name)
     if result is not None:
-        mine = data is None or result.request_sha256 == hashlib.sha256(data).hexdigest()
+        if data is None:
+            # Its NAME may have been used again: between the commit and the new answer.
+            mine = not _is_being_answered(paths, name, arrival_ns(result.request_id))
+        else:
+            mine = result.request_sha256 == hashlib.sha256(data).hexdigest()
         if mine:
             return Outcome(name, client.EXIT[result.state], result)
     return None if found or _is_being_answered(paths, name) else Outcome(name, client.NOT_FOUND)
 
 
-def _is_being_answered(paths: Paths, name: str) -> bool:
-    """Whether a request of this NAME was committed lately, and its answer is on its way."""
+def _is_being_answered(paths: Paths, name: str, after_ns: int = 0) -> bool:
+    """Whether a request of this NAME that came after a time was committed lately.
+
+    Its answer is then on its way.
+    """
     for room in ("done", "failed", "cancelled"):
         for entry in durable.listing(paths.spool / room, touch=False):
             claim = Claim.parse(entry)
-            if claim and name in {claim.file, request_name(claim.file), claim.request_id}:
+            names = {claim.file, request_name(claim.file), claim.request_id} if claim else set()
+            if claim and name in names and claim.arrived_ns > after_ns:
                 try:
                     age = time.time() - (paths.spool / room / entry).lstat().st_ctime
                 except OSError:

@@ -233,6 +233,25 @@ def test_a_wait_goes_on_while_nothing_can_be_read(lab: Lab) -> None:
             assert process.wait(DEADLINE) == 0
 
 
+def test_an_older_answer_is_not_taken_while_a_newer_one_is_on_its_way(lab: Lab) -> None:
+    lab.archive()
+    answer = lab.root / "results/again.yaml"
+    lab.drop("again", images=["base"])
+    lab.once()
+    older = answer.read_bytes()
+    lab.drop("again", images=["test"])
+    lab.once()
+    claim = max(lab.ended("again"), key=lambda claim: claim.arrived_ns)
+    answer.rename(lab.root / "spool/private" / str(claim))
+    answer.write_bytes(older)
+    with client(lab, "wait", "again", "--timeout", "60") as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+        with lab.running():
+            stdout, _ = process.communicate(timeout=DEADLINE)
+    assert list(yaml.safe_load(stdout)["images"]) == ["test"]
+
+
 # -- while waiting ---------------------------------------------------------------------------------
 
 
