@@ -40,8 +40,10 @@ gc.enable()
 logger = structlog.get_logger()
 
 BEGIN_SECONDS = 1.0
-M_ARENA_MAX = -8
+M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -8, -3, -1
 """mallopt(3), malloc.h"""
+KEPT_BYTES = 16 << 20
+"""So much of what is free for the moment is not given back: to get it again costs page faults."""
 
 
 class Signals:
@@ -105,7 +107,11 @@ def serve(path: Path, config: Config, *, once: bool) -> int:
 def share_one_heap() -> None:
     """Have the threads to come share one heap (glibc): each would keep what it no longer uses."""
     with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        tune = ctypes.CDLL(None).mallopt
+        tune(M_ARENA_MAX, 1)
+        # Set to nothing, both would follow the largest piece ever freed.
+        tune(M_MMAP_THRESHOLD, KEPT_BYTES // 4)
+        tune(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def begin(config: Config, signals: Signals) -> Server:

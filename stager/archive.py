@@ -113,14 +113,12 @@ class Archive:
         if self._connections == 1 or end - start <= self._slice_bytes():
             yield from self._counted(start, end, check)
             return
-        yield from Ahead(self._counted, self._spans(start, end), self._connections, check)
+        yield from Ahead(self._counted, (start, end), self._cut, self._connections, check)
 
-    def _spans(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        while start < end:
-            share = max(LAST_SLICE_BYTES, (end - start) // self._connections)
-            stop = min(start + min(self._slice_bytes(), share), end)
-            yield start, stop
-            start = stop
+    def _cut(self, start: int, end: int) -> int:
+        """Return where the slice ends that begins at `start`."""
+        share = max(LAST_SLICE_BYTES, (end - start) // self._connections)
+        return min(start + min(self._slice_bytes(), share), end)
 
     def _slice_bytes(self) -> int:
         return min(SLICE_BYTES, AHEAD_BYTES // ((self._connections + BEYOND) * self.streams))

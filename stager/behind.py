@@ -1,7 +1,8 @@
 """Work on a stream's pieces by a thread of its own, a little behind the one that makes them.
 
 Libraries let go of the interpreter's lock while they inflate, hash and write: two threads share the
-work of one image, and a third one's, which receives, goes on meanwhile.
+work of one image. Where all cores are in use a second thread only costs; so one is asked for with
+each piece, and begins once there is a core for it.
 """
 
 import queue
@@ -11,25 +12,23 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
-BATCH_BYTES, BATCHES = 1 << 20, 1
-"""Pieces are handed over by so many bytes; so many batches may wait: more are no longer cached."""
-Helped = Callable[[], AbstractContextManager[object]]
+WAITING = 2
+"""So many pieces may wait: the two threads need not keep step, and all is cached still."""
+Helped = Callable[[], AbstractContextManager[object] | None]
 
 
 class Behind:
     """Uses pieces in order, at the latest at the end of the block; its errors come to the maker.
 
-    `helped` is the thread's context; None: no core is left for one, pieces are used at once.
+    `helped` gives the thread's context; None: no core is free now, the piece is used at once.
     """
 
-    def __init__(self, use: Callable[[bytes], None], helped: Helped | None = nullcontext) -> None:
+    def __init__(self, use: Callable[[bytes], None], helped: Helped = nullcontext) -> None:
         self._use, self._helped = use, helped
-        self._batches: queue.Queue[list[bytes]] = queue.Queue(BATCHES)
-        self._some: list[bytes] = []
-        self._size = 0
+        self._pieces: queue.Queue[bytes | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        """None while all there was is less than one batch: that is used at the end."""
+        self._has_begun = False
 
     def __enter__(self) -> Self:
         return self
@@ -38,47 +37,44 @@ class Behind:
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         if self._thread is not None:
-            self._batches.put([])
+            self._pieces.put(None)
             self._thread.join()
         if kind is None:
             self._raise()
-            for piece in self._some:
-                self._use(piece)
 
     def put(self, piece: bytes) -> None:
-        """Have a piece used soon; wait where too many are waiting."""
-        if self._helped is None:
+        """Use a piece, or have it used soon; wait where too many are waiting."""
+        # The first piece of a small image is its last: not worth a thread.
+        if self._thread is None and not (self._has_begun and self._begins()):
+            self._has_begun = True
             self._use(piece)
-            return
-        self._some.append(piece)
-        self._size += len(piece)
-        if self._size >= BATCH_BYTES:
+        else:
             self._raise()
-            self._hand_over(self._helped)
+            self._pieces.put(piece)
+
+    def _begins(self) -> bool:
+        context = self._helped()
+        if context is None:
+            return False
+        thread = threading.Thread(target=self._work, args=[context], name="behind")
+        thread.start()
+        # Not before: one that could not be started can't be waited for either.
+        self._thread = thread
+        return True
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _hand_over(self, helped: Helped) -> None:
-        if self._thread is None:
-            thread = threading.Thread(target=self._work, args=[helped], name="behind")
-            thread.start()
-            # Not before: one that could not be started can't be waited for either.
-            self._thread = thread
-        self._batches.put(self._some)
-        self._some, self._size = [], 0
-
-    def _work(self, helped: Helped) -> None:
+    def _work(self, context: AbstractContextManager[object]) -> None:
         has_ended = False
         try:
-            with helped():
-                while batch := self._batches.get():
-                    for piece in batch:
-                        self._use(piece)
+            with context:
+                while (piece := self._pieces.get()) is not None:
+                    self._use(piece)
                 has_ended = True
         except BaseException as e:  # noqa: BLE001 (raised again where pieces are made)
             self._error = e
             # The maker may be waiting for room.
-            while not has_ended and self._batches.get():
+            while not has_ended and self._pieces.get() is not None:
                 pass

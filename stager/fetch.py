@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from stager.zipdir import Member
 CORES = len(os.sched_getaffinity(0))
 SIDE_BY_SIDE = min(4, CORES)
 """Members of one build at a time; each is one thread's work, and all share AHEAD_BYTES."""
+_computing: set[int] = set()
+"""The threads that inflate, hash or write, of all this process's workers."""
 Fetched = tuple[Path, Unpacked]
 
 
@@ -106,7 +108,7 @@ class Fetching:
     def _twice(self, image: str) -> Fetched:
         """Fetch again, directory entry and all, where the archive looks corrupt at first."""
         member = self.members[image]
-        with self.progress.at(image), self.progress.sign.helped():
+        with self.progress.at(image), self._computes():
             try:
                 return self._once(image, member)
             except ArchiveCorrupt:
@@ -114,13 +116,11 @@ class Fetching:
 
     def _once(self, image: str, member: Member) -> Fetched:
         file = self.work.file()
-        # Where every core inflates, a second thread for each image only costs.
-        helped = self.progress.sign.helped if self.archive.streams < CORES else None
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Closed here: an error that is kept would keep its buffers and threads as well.
             with closing(self.archive.stream(member, self._check)) as chunks:
-                unpacked = unpack(self._watched(image, chunks, fd), member, fd, helped)
+                unpacked = unpack(self._watched(image, chunks, fd), member, fd, self._helped)
             os.fchmod(fd, 0o644)
             os.fsync(fd)
         except BaseException:
@@ -130,6 +130,21 @@ class Fetching:
         finally:
             os.close(fd)
         return file, unpacked
+
+    def _helped(self) -> AbstractContextManager[None] | None:
+        """Return what a second thread for an image works in; None while each core has one."""
+        return self._computes() if len(_computing) < CORES else None
+
+    @contextmanager
+    def _computes(self) -> Iterator[None]:
+        """Count this thread among those that keep a core busy, for the length of a block."""
+        thread_id = threading.get_ident()
+        with self.progress.sign.helped():
+            _computing.add(thread_id)
+            try:
+                yield
+            finally:
+                _computing.discard(thread_id)
 
     def _check(self) -> None:
         self.progress.check()

@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator
 from stager.ahead import BEYOND, Ahead, Check
 from stager.errors import ArchiveUnavailable
 
-SLICES = [(start, start + 8) for start in range(0, 8 * 40, 8)]
+END = 8 * 40
+
+
+def cut(start: int, end: int) -> int:
+    return min(start + 8, end)
 
 
 class Network:
     """Gives bytes, one piece each, after `seconds`; counts who reads at the same time."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.now, self.most = seconds, 0, 0
+        self.seconds, self.now, self.most, self.given = seconds, 0, 0, 0
         self.fetched: list[int] = []
         self._lock = threading.Lock()
 
@@ -27,28 +31,51 @@ class Network:
             for at in range(start, end):
                 check()
                 time.sleep(self.seconds)
+                self.given += 1
                 yield bytes([at % 251])
         finally:
             with self._lock:
                 self.now -= 1
 
 
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("slice")]
+
+
 def whole() -> bytes:
-    return bytes(at % 251 for at in range(SLICES[-1][1]))
+    return bytes(at % 251 for at in range(END))
 
 
 def ahead(network: Network, connections: int) -> Iterator[bytes]:
-    return iter(Ahead(network.read, iter(SLICES), connections, lambda: None))
+    return iter(Ahead(network.read, (0, END), cut, connections, lambda: None))
 
 
-def test_one_connection_is_used_while_it_gives_more_than_is_used() -> None:
+def test_one_connection_and_no_thread_is_used_while_it_gives_more_than_is_used() -> None:
     network, came = Network(0), bytearray()
     # A second goes by for each piece that is used, and none while one is waited for.
-    slices = Ahead(network.read, iter(SLICES), 4, lambda: None, clock=lambda: float(len(came)))
+    slices = Ahead(
+        network.read, (0, END), cut, 4, lambda: None, lambda: float(len(came)), lambda: 0.0
+    )
     for piece in slices:
         came += piece
+        assert not threads()
     assert came == whole()
     assert network.most == 1
+    assert network.fetched[:4] == [0, 8, 24, 56], "each request asks for twice as much"
+
+
+def test_a_connection_that_becomes_slow_is_joined_by_others() -> None:
+    network, came, slow = Network(0), bytearray(), 100
+    slices = Ahead(
+        network.read, (0, END), cut, 4, lambda: None, lambda: float(len(came)),
+        lambda: float(max(0, network.given - slow)),
+    )  # fmt: skip
+    for piece in slices:
+        came += piece
+        assert not threads() or len(came) > slow
+    assert came == whole()
+    assert network.fetched[:4] == [0, 8, 24, 56]
+    assert sorted(network.fetched[4:7]) == [120, 128, 136], "slices behind the last long request"
 
 
 def test_all_connections_are_used_where_bytes_are_waited_for_and_they_come_in_order() -> None:
@@ -65,21 +92,21 @@ def test_no_more_than_two_slices_beyond_the_connections_are_at_hand() -> None:
     assert len(network.fetched) <= taken // 8 + 1 + 4 + BEYOND
     close: Callable[[], None] = pieces.close  # type: ignore[attr-defined]
     close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("slice")]
+    assert not threads()
 
 
 def test_an_error_comes_after_the_bytes_before_it() -> None:
     def breaks(start: int, end: int, check: Check) -> Iterator[bytes]:
         check()
-        if start >= 80:
+        if start >= 120:
             raise ArchiveUnavailable("broken")
         yield bytes(end - start)
 
     came = bytearray()
     try:
-        for piece in Ahead(breaks, iter(SLICES), 3, lambda: None):
+        for piece in Ahead(breaks, (0, END), cut, 3, lambda: None):
             came += piece
     except ArchiveUnavailable:
-        assert len(came) == 80
+        assert len(came) == 120
     else:
         raise AssertionError("no error came")

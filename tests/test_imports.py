@@ -18,7 +18,6 @@ LAYERS = (
     {
         "ahead",
         "behind",
-        "deflate",
         "durable",
         "hints",
         "mounts",
@@ -27,7 +26,7 @@ LAYERS = (
         "yamltext",
         "zipdir",
     },
-    {"scans"},
+    {"deflate", "scans"},
     # what `stager probe` asks a filesystem
     {"presence"},
     {"meeting"},

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import struct
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab import ROOT
 
-from stager.behind import BATCH_BYTES, BATCHES
+from stager.behind import WAITING
 from stager.errors import ArchiveCorrupt
 from stager.inflate import (
     BLOCK,
@@ -138,24 +139,31 @@ def stored(member: Member) -> Member:
     return replace(member, method=STORED)
 
 
+def sums(data: bytes) -> bytes:
+    """Return what a gzip file has after its stream."""
+    return struct.pack("<II", zlib.crc32(data), len(data))
+
+
 def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 WRONG: list[Any] = [
-    pytest.param(lambda m, p: (replace(m, crc32=m.crc32 ^ 1), p), "CRC-32", id="other-sum"),
+    pytest.param(lambda m, p: (replace(m, crc32=m.crc32 ^ 1), p), "CRC", id="other-sum"),
     pytest.param(lambda m, p: (replace(m, size=m.size + 1), p), "says", id="one-byte-missing"),
-    pytest.param(lambda m, p: (replace(m, size=m.size - 1), p), "more bytes", id="a-byte-too-much"),
+    pytest.param(lambda m, p: (replace(m, size=m.size - 1), p), "says", id="a-byte-too-much"),
     pytest.param(
         lambda m, p: (replace(m, size=m.size - 1, crc32=zlib.crc32(IMAGE[:-1])), p),
-        "more bytes", id="a-byte-too-much-but-the-sum-of-the-rest",
+        "says", id="a-byte-too-much-but-the-sum-of-the-rest",
     ),
-    pytest.param(lambda m, p: (replace(m, size=0, crc32=0), p), "more bytes", id="said-to-be-none"),
-    pytest.param(lambda m, p: (m, p[:-1]), "too early", id="last-byte-missing"),
-    pytest.param(lambda m, p: (m, p[: len(p) // 2]), "too early", id="half"),
-    pytest.param(lambda m, _: (m, b""), "too early", id="nothing"),
-    pytest.param(lambda m, p: (m, p + b"\0"), "after the stream's end", id="a-byte-behind"),
-    pytest.param(lambda m, p: (m, p + p), "after the stream's end", id="a-second-stream"),
+    pytest.param(lambda m, p: (replace(m, size=0, crc32=0), p), "says", id="said-to-be-none"),
+    pytest.param(lambda m, p: (m, p[:-1]), ".", id="last-byte-missing"),
+    pytest.param(lambda m, p: (m, p[: len(p) // 2]), ".", id="half"),
+    pytest.param(lambda m, _: (m, b""), ".", id="nothing"),
+    pytest.param(lambda m, p: (m, p + b"\0"), "CRC", id="a-byte-behind"),
+    pytest.param(lambda m, p: (m, p + p), "CRC", id="a-second-stream"),
+    pytest.param(lambda m, p: (m, p + sums(IMAGE) + p), ".", id="a-second-stream-as-in-gzip"),
+    pytest.param(lambda m, p: (m, p + sums(IMAGE)), ".", id="sums-as-in-gzip"),
     pytest.param(lambda m, p: (m, b"\7" + p[1:]), "damaged", id="no-such-block-type"),
     pytest.param(lambda m, _: (m, zlib.compress(IMAGE)), ".", id="with-a-zlib-header"),
     pytest.param(lambda m, p: (m, flipped(p, len(p) // 2)), ".", id="flipped-bit"),
@@ -204,7 +212,7 @@ def test_memory_stays_small_whatever_the_input_expands_to() -> None:
         finally:
             tracemalloc.stop()
         assert os.fstat(fd).st_size == member.size
-    assert peak < 8 * OUTPUT_BYTES + (BATCHES + 2) * BATCH_BYTES
+    assert peak < (8 + WAITING) * OUTPUT_BYTES
 
 
 def test_a_member_that_goes_on_for_ever_is_given_up_at_its_size() -> None:
@@ -214,7 +222,7 @@ def test_a_member_that_goes_on_for_ever_is_given_up_at_its_size() -> None:
         with pytest.raises(ArchiveCorrupt):
             unpack((chunk for _ in left), member, fd)
         assert os.fstat(fd).st_size <= member.size
-    assert next(left) * len(chunk) <= member.size + len(chunk)
+    assert next(left) * len(chunk) <= member.size + OUTPUT_BYTES
 
 
 def test_an_error_of_the_source_comes_through() -> None:
@@ -232,7 +240,7 @@ def test_without_a_thread_that_writes_it_is_said_what_was_missing(
     def no_thread(_: threading.Thread) -> NoReturn:
         raise RuntimeError("can't start new thread")
 
-    data = noise(1, 2 * BATCH_BYTES)
+    data = noise(1, 3 * OUTPUT_BYTES)
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     with empty_file() as fd, pytest.raises(RuntimeError, match="new thread"):
         unpack([compressed(data)], member_of(data, b""), fd)
@@ -247,7 +255,7 @@ def test_an_error_of_the_other_threads_context_comes_through(when: str) -> None:
         yield
         raise MemoryError(when)
 
-    data = noise(1, 6 * BATCH_BYTES)
+    data = noise(1, 8 * OUTPUT_BYTES)
     with empty_file() as fd, pytest.raises(MemoryError, match=when):
         unpack([compressed(data)], member_of(data, b""), fd, failing)
 
@@ -261,7 +269,7 @@ def test_what_expands_to_just_more_than_one_piece_comes_out_whole() -> None:
 
 
 def test_without_a_core_for_another_thread_one_does_it_all() -> None:
-    data = noise(1, BATCH_BYTES) + bytes(3 * BATCH_BYTES) + noise(2, BATCH_BYTES)
+    data = noise(1, OUTPUT_BYTES) + bytes(3 * OUTPUT_BYTES) + noise(2, OUTPUT_BYTES)
     packed, before = compressed(data), threading.active_count()
 
     def watched() -> Iterator[bytes]:
@@ -270,8 +278,24 @@ def test_without_a_core_for_another_thread_one_does_it_all() -> None:
             yield chunk
 
     with empty_file() as fd:
-        unpacked = unpack(watched(), member_of(data, packed), fd, None)
+        unpacked = unpack(watched(), member_of(data, packed), fd, lambda: None)
         assert os.pread(fd, len(data) + 1, 0) == data
+    assert unpacked.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_another_thread_begins_as_soon_as_there_is_a_core_for_it() -> None:
+    data = noise(1, 5 * OUTPUT_BYTES)
+    asked: list[int] = []
+
+    def helped() -> AbstractContextManager[None] | None:
+        asked.append(len(asked))
+        return nullcontext() if len(asked) == 3 else None
+
+    with empty_file() as fd:
+        unpacked = unpack([data], member_of(data, data, STORED), fd, helped)
+        assert content(fd) == data
+    # Not for the first piece, and no more once it has begun.
+    assert asked == [0, 1, 2]
     assert unpacked.sha256 == hashlib.sha256(data).hexdigest()
 
 
@@ -284,8 +308,8 @@ import test_inflate as t
 from stager import deflate
 assert deflate.crc32 is zlib.crc32
 t.test_any_content_in_any_chunks_comes_out_right()
-t.test_what_is_not_what_its_entry_says_is_refused(lambda m, p: (m, p[:-1]), "too early", 4099)
-t.test_what_is_not_what_its_entry_says_is_refused(lambda m, p: (m, p + p), "after", 4099)
+for wrong in t.WRONG:
+    t.test_what_is_not_what_its_entry_says_is_refused(*wrong.values, 4099)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60,

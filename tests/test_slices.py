@@ -14,6 +14,7 @@ from archives import TEST
 from lab import Lab
 from test_archive import ARCHIVE_ROOM_BYTES, Memory, go_on, in_memory
 
+from stager import ahead
 from stager.ahead import BEYOND
 from stager.archive import AHEAD_BYTES, LAST_SLICE_BYTES, SLICE_BYTES
 from stager.config import load_config
@@ -40,7 +41,12 @@ def long_member() -> tuple[bytes, Member, bytes]:
 
 
 @pytest.mark.parametrize("connections", [1, 2, 3, 8])
-def test_a_long_member_is_read_by_several_connections_and_comes_in_order(connections: int) -> None:
+def test_a_long_member_is_read_by_several_connections_and_comes_in_order(
+    connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Any wait for a first piece is too long.
+    monkeypatch.setattr(ahead, "STARVED_SECONDS", 0)
+    monkeypatch.setattr(ahead, "STARVED", -1)
     whole, member, data = long_member()
     reader = Memory(whole)
     archive = in_memory(reader, connections)
