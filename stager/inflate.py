@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from stager.behind import Behind, Helped
-from stager.deflate import crc32, inflated, stored
+from stager.deflate import crc32, inflated, stored, wipe_vectors
 from stager.errors import ArchiveCorrupt
 from stager.zipdir import DEFLATED, Member
 
@@ -45,6 +45,7 @@ def unpack(
     size, sha, file = 0, hashlib.sha256(), _SparseFile(fd)
 
     def use(piece: bytes) -> None:
+        wipe_vectors()
         sha.update(piece)
         file.write(piece)
 
@@ -67,6 +68,7 @@ def digest(fd: int, check: Callable[[], None] = lambda: None) -> Unpacked:
     while piece := os.pread(fd, OUTPUT_BYTES, size):
         check()
         crc, size = crc32(piece, crc), size + len(piece)
+        wipe_vectors()
         sha.update(piece)
     return Unpacked(size, f"{crc:08x}", sha.hexdigest())
 

@@ -14,8 +14,8 @@ from archives import TEST
 from lab import Lab
 from test_archive import ARCHIVE_ROOM_BYTES, Memory, go_on, in_memory
 
-from stager import ahead
-from stager.ahead import BEYOND
+from stager import ahead, fetch
+from stager.ahead import BEYOND, Check
 from stager.archive import AHEAD_BYTES, LAST_SLICE_BYTES, SLICE_BYTES
 from stager.config import load_config
 from stager.errors import ArchiveCorrupt, ArchiveUnavailable, Stopping
@@ -122,3 +122,32 @@ def test_a_broken_member_leaves_no_thread_and_no_file_while_its_error_is_kept(la
         assert error.__traceback__
         assert not [t for t in threading.enumerate() if t.name.startswith("slice")]
         assert os.listdir(work.dir) == []
+
+
+def test_an_image_gets_a_second_thread_once_a_core_is_free(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another, has_helper = -1, list[bool]()
+    monkeypatch.setattr(fetch, "CORES", 2)
+    monkeypatch.setattr(fetch, "_computing", {another})
+
+    class Watched(Memory):
+        """Remembers at each piece whether there is another thread; the core is free at the 12th."""
+
+        def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+            for piece in super().read(start, end, check):
+                has_helper.append("behind" in [thread.name for thread in threading.enumerate()])
+                if len(has_helper) == 12:
+                    fetch._computing.discard(another)
+                yield piece
+
+    whole, member, data = long_member()
+    config, archive = load_config(lab.config, {}), in_memory(Watched(whole))
+    with lab.peer().locks.take("key") as work:
+        room = Room(config.static, config)
+        [(_, file)] = Fetching(work, archive, room, Progress(), {"test": member}).fetched()
+        assert isinstance(file, tuple)
+        assert file[0].read_bytes() == data
+    assert not any(has_helper[:12])
+    assert all(has_helper[15:])
+    assert not fetch._computing
