@@ -9,6 +9,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -85,14 +86,15 @@ class Archive:
         The first read begins at the local header, which tells where the data begins: no extra
         round trip, and at most 64 bytes more than the member.
         """
-        pieces = self._ahead(member.header_offset, member.likely_end, check)
-        head = b""
-        while len(head) < LOCAL_HEADER.size + len(member.raw_name):
-            head += next(pieces, b"") or _short(member)
-        data = member.data_offset(head)
-        if data + member.compressed > member.end:
-            raise ArchiveCorrupt(f"{member.name} overlaps what follows it in the archive")
-        yield from self._exactly(head, pieces, data - member.header_offset, member.compressed)
+        # Closed here: an error that is kept would keep its connection as well.
+        with closing(self._ahead(member.header_offset, member.likely_end, check)) as pieces:
+            head = b""
+            while len(head) < LOCAL_HEADER.size + len(member.raw_name):
+                head += next(pieces, b"") or _short(member)
+            data = member.data_offset(head)
+            if data + member.compressed > member.end:
+                raise ArchiveCorrupt(f"{member.name} overlaps what follows it in the archive")
+            yield from self._exactly(head, pieces, data - member.header_offset, member.compressed)
         start, end = max(data, member.likely_end), data + member.compressed
         if start < end:
             yield from self._ahead(start, end, check)
@@ -108,7 +110,7 @@ class Archive:
                 yield part
             piece = next(pieces, None)
 
-    def _ahead(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+    def _ahead(self, start: int, end: int, check: Check) -> Generator[bytes, None, None]:
         """Yield a range, fetched in slices by several connections where it is long."""
         if self._connections == 1 or end - start <= self._slice_bytes():
             yield from self._counted(start, end, check)

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import importlib
 import io
+import secrets
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,6 @@ from typing import Any
 from stager.errors import ArchiveCorrupt
 from stager.zipdir import Member
 
-HEADER = struct.pack("<2sBBIBB", b"\x1f\x8b", 8, 0, 0, 0, 255)
 _BLOCK = bytes(128)
 crc32: Callable[[bytes, int], int]
 GzipFile: type[gzip.GzipFile]
@@ -47,14 +47,20 @@ def inflated(chunks: Iterable[bytes], member: Member, most: int) -> Iterator[byt
 
     ArchiveCorrupt where it is not what its entry says.
     """
+    # The header's time is by chance: where the member's data holds another header it is another.
+    mark = secrets.randbits(32)
+    header = struct.pack("<2sBBIBB", b"\x1f\x8b", 8, 0, mark, 0, 255)
     trailer = struct.pack("<II", member.crc32, member.size & 0xFFFFFFFF)
     try:
-        file = GzipFile(fileobj=Chunks(chain([HEADER], chunks, [trailer])), mode="rb")
+        file = GzipFile(fileobj=Chunks(chain([header], chunks, [trailer])), mode="rb")
         while piece := file.read(most):
             yield piece
+        if file.mtime != mark:
+            raise ArchiveCorrupt(f"{member.name}: data goes on after the stream's end")
     except DamagedStream:
         raise ArchiveCorrupt(f"{member.name}: the compressed data is damaged") from None
-    except (EOFError, gzip.BadGzipFile) as e:
+    # An overflow: another header that is too long.
+    except (EOFError, OverflowError, gzip.BadGzipFile) as e:
         raise ArchiveCorrupt(
             f"{member.name}: the data is not what its entry says, {member.size} bytes of CRC-32 "
             f"{member.crc32:08x} ({e})"

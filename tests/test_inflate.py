@@ -139,6 +139,9 @@ def stored(member: Member) -> Member:
     return replace(member, method=STORED)
 
 
+GZIP = b"\x1f\x8b\x08"
+
+
 def sums(data: bytes) -> bytes:
     """Return what a gzip file has after its stream."""
     return struct.pack("<II", zlib.crc32(data), len(data))
@@ -164,6 +167,14 @@ WRONG: list[Any] = [
     pytest.param(lambda m, p: (m, p + p), "CRC", id="a-second-stream"),
     pytest.param(lambda m, p: (m, p + sums(IMAGE) + p), ".", id="a-second-stream-as-in-gzip"),
     pytest.param(lambda m, p: (m, p + sums(IMAGE)), ".", id="sums-as-in-gzip"),
+    pytest.param(
+        lambda m, p: (m, b"\3\0" + sums(b"") + GZIP + bytes(7) + p), "after the stream's end",
+        id="an-empty-stream-before-as-in-gzip",
+    ),
+    pytest.param(
+        lambda m, p: (m, p + sums(IMAGE) + GZIP + b"\b" + bytes(6) + b"x" * (1 << 20)), ".",
+        id="a-header-without-end-behind",
+    ),
     pytest.param(lambda m, p: (m, b"\7" + p[1:]), "damaged", id="no-such-block-type"),
     pytest.param(lambda m, _: (m, zlib.compress(IMAGE)), ".", id="with-a-zlib-header"),
     pytest.param(lambda m, p: (m, flipped(p, len(p) // 2)), ".", id="flipped-bit"),
