@@ -25,7 +25,7 @@ BEYOND = 2
 ALONE_BYTES = 16 << 20
 """So much one connection asks for at once at most, where it is enough: each request costs."""
 STARVED_SECONDS, STARVED = 0.05, 0.6
-PATIENT_SECONDS, PATIENCE = 0.5, 0.2
+PATIENT_SECONDS, PATIENCE = 0.5, 0.35
 """After so long, shares of the time spent waiting beyond which all connections are opened, or
 twice as many."""
 

@@ -59,11 +59,13 @@ def inflated(chunks: Iterable[bytes], member: Member, most: int) -> Iterator[byt
             raise ArchiveCorrupt(f"{member.name}: data goes on after the stream's end")
     except DamagedStream:
         raise ArchiveCorrupt(f"{member.name}: the compressed data is damaged") from None
+    except EOFError:
+        raise ArchiveCorrupt(f"{member.name}: the compressed data ends too early") from None
     # An overflow: another header that is too long.
-    except (EOFError, OverflowError, gzip.BadGzipFile) as e:
+    except (OverflowError, gzip.BadGzipFile):
         raise ArchiveCorrupt(
-            f"{member.name}: the data is not what its entry says, {member.size} bytes of CRC-32 "
-            f"{member.crc32:08x} ({e})"
+            f"{member.name}: the data is not what its entry says: {member.size} bytes of CRC-32 "
+            f"{member.crc32:08x}"
         ) from None
 
 
