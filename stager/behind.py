@@ -28,7 +28,7 @@ class Behind:
         self._pieces: queue.Queue[bytes | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._has_begun = False
+        self._is_first = True
 
     def __enter__(self) -> Self:
         return self
@@ -45,8 +45,8 @@ class Behind:
     def put(self, piece: bytes) -> None:
         """Use a piece, or have it used soon; wait where too many are waiting."""
         # The first piece of a small image is its last: not worth a thread.
-        if self._thread is None and not (self._has_begun and self._begins()):
-            self._has_begun = True
+        if self._thread is None and (self._is_first or not self._begins()):
+            self._is_first = False
             self._use(piece)
         else:
             self._raise()

@@ -72,7 +72,7 @@ def parse_build(url: str, image_files: frozenset[str]) -> Build:
         raise ValueError("the build must be a URL gs://BUCKET/PATH/BUILD")
     bucket, *parts = url.removeprefix("gs://").removesuffix("/").split("/")
     if not _BUCKET.fullmatch(bucket):
-        raise ValueError("the build's bucket is no bucket name")
+        raise ValueError("the build's bucket is no bucket name: 3 to 222 of a-z 0-9 . _ -")
     if len(parts) < 2:
         raise ValueError("the build needs a path and a build name: gs://BUCKET/PATH/BUILD")
     for part in parts:

@@ -41,6 +41,12 @@ def verify(repair: bool, option: str | None, as_json: bool) -> None:
     looked_at = {"images": images, "bytes": size}
     where = f"{counted(images, 'staged image')} ({in_bytes(size)}) below {config.static}"
     click.echo(f"read {where}; damaged: {len(found) or 'none'}", err=True)
+    if found:
+        names = " ".join(one.get("repair", "") for one in found)
+        again = (
+            f"`stager wait {names}`, then verify again" if repair else "`stager verify --repair`"
+        )
+        click.echo(f"to have what is damaged staged again: {again}", err=True)
     dump({"damaged": found, "looked_at": looked_at}, as_json)
     sys.exit(client.FAILED if found else 0)
 

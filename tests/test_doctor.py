@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -428,6 +429,14 @@ def test_an_image_is_mended_where_requests_may_not_force(used: Lab) -> None:
         _, (found,) = verify(used, "--repair")
         assert used.result(found["repair"])["state"] == "staged"
     assert verify(used) == (0, [])
+
+
+def test_verify_says_what_to_do_next(used: Lab) -> None:
+    flip(used.image("test"))
+    assert "staged again: `stager verify --repair`\n" in used.stager("verify").stderr
+    said = used.stager("verify", "--repair")
+    (name,) = re.findall("repair: (.*)", said.stdout)
+    assert f"staged again: `stager wait {name}`, then verify again\n" in said.stderr
 
 
 def test_without_repair_nothing_is_changed(used: Lab) -> None:
