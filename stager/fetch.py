@@ -26,8 +26,8 @@ from stager.zipdir import Member
 CORES = len(os.sched_getaffinity(0))
 SIDE_BY_SIDE = min(4, CORES)
 """Members of one build at a time; each is one thread's work, and all share AHEAD_BYTES."""
-_computing: set[int] = set()
-"""The threads that inflate, hash or write, of all this process's workers."""
+_computing: set[object] = set()
+"""One for each thread that inflates, hashes or writes, of all this process's workers."""
 Fetched = tuple[Path, Unpacked]
 
 
@@ -138,13 +138,13 @@ class Fetching:
     @contextmanager
     def _computes(self) -> Iterator[None]:
         """Count this thread among those that keep a core busy, for the length of a block."""
-        thread_id = threading.get_ident()
+        one = object()
         with self.progress.sign.helped():
-            _computing.add(thread_id)
+            _computing.add(one)
             try:
                 yield
             finally:
-                _computing.discard(thread_id)
+                _computing.discard(one)
 
     def _check(self) -> None:
         self.progress.check()
