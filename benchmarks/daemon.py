@@ -40,12 +40,16 @@ class Site:
         return [BINARIES / "watcherd", "--config", self.config, *options]
 
     @contextmanager
-    def daemon(self, name: str = "daemon") -> Iterator[subprocess.Popen[bytes]]:
-        """Run a daemon for the length of a block."""
+    def daemon(
+        self, name: str = "daemon", *, one_core: bool = False
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a daemon for the length of a block; on one core it does all with one thread."""
+        core = str(max(os.sched_getaffinity(0)))
+        confined = ["taskset", "--cpu-list", core] if one_core else []
         log = self.root / f"{name}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                self.command(), stdout=out, stderr=out, env={**os.environ, **self.env}
+                [*confined, *self.command()], stdout=out, stderr=out, env={**os.environ, **self.env}
             )
         try:
             measure.until(lambda: b"watching the drop box" in log.read_bytes(), 120)

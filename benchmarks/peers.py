@@ -78,9 +78,9 @@ def _program(name: str, *arguments: str) -> Run:
 
 
 @contextmanager
-def watcherd(site: Site, name: str = "watcherd") -> Iterator[Peer]:
+def watcherd(site: Site, name: str = "watcherd", *, one_core: bool = False) -> Iterator[Peer]:
     """Run a daemon that is asked for a build of its own each time."""
-    with site.daemon() as process:
+    with site.daemon(one_core=one_core) as process:
 
         def run(_: Path, members: list[str]) -> Cost:
             asked = f"{name}-{time.monotonic_ns()}".replace(" ", "-").replace(",", "")
@@ -94,15 +94,18 @@ def watcherd(site: Site, name: str = "watcherd") -> Iterator[Peer]:
         yield Peer(name, run)
 
 
-def one_after_the_other(daemon: Peer) -> Peer:
-    """Return a daemon's way with each member asked for alone, the next when one is there."""
+def one_by_one(daemon: Peer) -> Peer:
+    """Return a daemon's way with each member asked for alone, the next when one is there.
+
+    Each has both threads of a single image then: one inflates, one hashes and writes.
+    """
 
     def run(target: Path, members: list[str]) -> Cost:
         costs = [daemon.run(target, [member]) for member in members]
         memory = max(cost.memory for cost in costs)
         return Cost(sum(c.wall for c in costs), sum(c.cpu for c in costs), memory)
 
-    return Peer("one after the other", run)
+    return Peer("one by one", run)
 
 
 def once(site: Site) -> Peer:
