@@ -16,8 +16,9 @@ from benchmarks.served import Served, serve
 
 WHOLE = ("gcloud + unzip", "rclone + unzip")
 FLOORS = ("floor, isal", "floor, zlib-ng")
-ONE_CORE = "one thread for both"
-"""One after the other, as the 0.75 of the table counts: 1.12 s by two threads, 1.79 s by one."""
+ONE_CORE, ONE_BY_ONE = "one thread for both", "one by one"
+"""One after the other: as the table's 0.75 was taken (1.12 s by two threads, 1.79 s by one), and as
+this daemon does it, whose single images have a second thread: not to be met on two cores."""
 
 
 def compare(report: Report, archive: Archive, root: Path, rounds: int) -> None:
@@ -44,7 +45,7 @@ def compare(report: Report, archive: Archive, root: Path, rounds: int) -> None:
             report.goals += goals(case, runs, size, span)
             report.notes |= with_sha256(case, runs)
             if case == "two of three":
-                report.notes |= against_one_by_one(case, runs)
+                report.notes |= cores_in_use(case, runs)
 
 
 def race(
@@ -95,13 +96,12 @@ def with_sha256(case: str, runs: dict[str, Runs]) -> dict[str, str]:
     }
 
 
-def against_one_by_one(case: str, runs: dict[str, Runs]) -> dict[str, str]:
-    """Compare with single images, which have a second thread each; the server's CPU is apart."""
-    ours, single = runs["watcherd"], runs["one by one"]
-    ratios = {f"{case}, wall, side by side / one by one": f"{ratio(ours, single, 'wall'):.2f}"}
-    return ratios | {
+def cores_in_use(case: str, runs: dict[str, Runs]) -> dict[str, str]:
+    """Say how many cores are busy; what the server takes of them is not in it."""
+    ours = {name: runs[name] for name in ("watcherd", ONE_CORE, ONE_BY_ONE)}
+    return {
         f"{case}, cores in use, {name}": f"{each.median('cpu') / each.median('wall'):.2f}"
-        for name, each in (("side by side", ours), ("one by one", single))
+        for name, each in ours.items()
     }
 
 
@@ -109,8 +109,9 @@ def goals(case: str, runs: dict[str, Runs], size: int, span: int) -> Iterator[Go
     """Compare by the issue's table."""
     ours = runs["watcherd"]
     if case == "two of three":
-        one_thread = ratio(ours, runs[ONE_CORE], "wall")
-        yield at_most(case, f"wall, side by side / {ONE_CORE}", 0.75, one_thread)
+        for name in (ONE_CORE, ONE_BY_ONE):
+            shorter = ratio(ours, runs[name], "wall")
+            yield at_most(case, f"wall, side by side / {name}", 0.75, shorter)
         return
     bare = apart(ours, runs["sha256 alone"])
     floor = min((runs[n] for n in FLOORS if n in runs), key=lambda r: r.median("cpu"))
