@@ -92,7 +92,7 @@ def with_sha256(case: str, runs: dict[str, Runs]) -> dict[str, str]:
     return {
         f"{case}, CPU, {name} / ours with sha256": f"{ratio(theirs, ours, 'cpu'):.2f}"
         for name, theirs in runs.items()
-        if not name.startswith(("watcherd", "sha256", "one "))
+        if not name.startswith(("watcherd", "sha256")) and name not in (ONE_CORE, ONE_BY_ONE)
     }
 
 

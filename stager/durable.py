@@ -44,7 +44,7 @@ def storage() -> Iterator[None]:
 
 
 @contextmanager
-def _at(path: Path) -> Iterator[None]:
+def at(path: Path) -> Iterator[None]:
     """Have an error tell the path also where the call knew only a descriptor, or tells none."""
     try:
         yield
@@ -61,13 +61,13 @@ def listing(directory: Path, *, touch: bool = True) -> list[str]:
     """
     if touch:
         set_time(directory)
-    with _at(directory):
+    with at(directory):
         return os.listdir(directory)
 
 
 def set_time(path: Path) -> None:
     """Set the time of a file or directory to the file server's now."""
-    with _at(path):
+    with at(path):
         os.utime(path)
 
 
@@ -87,7 +87,7 @@ def _made(path: Path, data: bytes, mode: int) -> Iterator[int]:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
-            with _at(path):
+            with at(path):
                 # Asked first: on NFS that is known from the creation, and setting it is a call.
                 if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
                     os.fchmod(fd, mode)
@@ -208,7 +208,7 @@ def sync_dir(path: Path) -> None:
     """Make the names in a directory durable. On NFS they are already, and opening it is a call."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with _at(path):
+        with at(path):
             os.fsync(fd)
     finally:
         os.close(fd)
@@ -256,7 +256,7 @@ def read_file(path: Path, limit: int = 1 << 20) -> bytes:
 
 def _read(path: Path, limit: int) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(fd, "rb") as f, _at(path):
+    with os.fdopen(fd, "rb") as f, at(path):
         return f.read(limit)
 
 

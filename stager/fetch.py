@@ -119,10 +119,11 @@ class Fetching:
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Closed here: an error that is kept would keep its buffers and threads as well.
-            with closing(self.archive.stream(member, self._check)) as chunks:
-                unpacked = unpack(self._watched(image, chunks, fd), member, fd, self._helped)
-            os.fchmod(fd, 0o644)
-            os.fsync(fd)
+            with durable.at(self.room.static):
+                with closing(self.archive.stream(member, self._check)) as chunks:
+                    unpacked = unpack(self._watched(image, chunks, fd), member, fd, self._helped)
+                os.fchmod(fd, 0o644)
+                os.fsync(fd)
         except BaseException:
             self.progress.forget(image)
             durable.discard(file)
