@@ -42,7 +42,7 @@ logger = structlog.get_logger()
 BEGIN_SECONDS = 1.0
 M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -8, -3, -1
 """mallopt(3), malloc.h"""
-KEPT_BYTES = 16 << 20
+KEPT_BYTES = 24 << 20
 """So much of what is free for the moment is not given back: to get it again costs page faults."""
 
 

@@ -22,7 +22,7 @@ Cut = Callable[[int, int], int]
 _Piece = TypeVar("_Piece")
 BEYOND = 2
 """So many slices may be fetched and not used yet: a connection need not wait for the user."""
-ALONE_BYTES = 16 << 20
+ALONE_BYTES = 64 << 20
 """So much one connection asks for at once at most, where it is enough: each request costs."""
 STARVED_SECONDS, STARVED = 0.05, 0.6
 PATIENT_SECONDS, PATIENCE = 0.5, 0.35

@@ -2,30 +2,37 @@
 
 Libraries let go of the interpreter's lock while they inflate, hash and write: two threads share the
 work of one image. Where all cores are in use a second thread only costs; so one is asked for with
-each piece, and begins once there is a core for it.
+each piece, and begins once there is a core for it. It is given several pieces at once: to be
+woken for each one takes a twentieth of the CPU (docs/decisions.md).
 """
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
-WAITING = 2
-"""So many pieces may wait: the two threads need not keep step, and all is cached still."""
+LOT = 8
+"""So many pieces are handed over at once. Three lots at most are in memory: one that is filled, one
+that waits and one that is used."""
+Piece = TypeVar("Piece")
 Helped = Callable[[], AbstractContextManager[object] | None]
 
 
-class Behind:
+class Behind(Generic[Piece]):
     """Uses pieces in order, at the latest at the end of the block; its errors come to the maker.
 
     `helped` gives the thread's context; None: no core is free now, the piece is used at once.
     """
 
-    def __init__(self, use: Callable[[bytes], None], helped: Helped = nullcontext) -> None:
-        self._use, self._helped = use, helped
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(WAITING)
+    def __init__(
+        self, use: Callable[[Piece], None], helped: Helped = nullcontext, lot: int = LOT
+    ) -> None:
+        self._use, self._helped, self._most = use, helped, lot
+        self._lot: deque[Piece] = deque()
+        self._lots: queue.Queue[deque[Piece] | None] = queue.Queue(1)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._is_first = True
@@ -37,12 +44,13 @@ class Behind:
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         if self._thread is not None:
-            self._pieces.put(None)
+            self._lots.put(self._lot)
+            self._lots.put(None)
             self._thread.join()
         if kind is None:
             self._raise()
 
-    def put(self, piece: bytes) -> None:
+    def put(self, piece: Piece) -> None:
         """Use a piece, or have it used soon; wait where too many are waiting."""
         # The first piece of a small image is its last: not worth a thread.
         if self._thread is None and (self._is_first or not self._begins()):
@@ -50,7 +58,10 @@ class Behind:
             self._use(piece)
         else:
             self._raise()
-            self._pieces.put(piece)
+            self._lot.append(piece)
+            if len(self._lot) == self._most:
+                self._lots.put(self._lot)
+                self._lot = deque()
 
     def _begins(self) -> bool:
         context = self._helped()
@@ -67,14 +78,15 @@ class Behind:
             raise self._error
 
     def _work(self, context: AbstractContextManager[object]) -> None:
-        has_ended = False
+        lot: deque[Piece] | None = deque()
         try:
             with context:
-                while (piece := self._pieces.get()) is not None:
-                    self._use(piece)
-                has_ended = True
+                while (lot := self._lots.get()) is not None:
+                    while lot:
+                        self._use(lot.popleft())
         except BaseException as e:  # noqa: BLE001 (raised again where pieces are made)
             self._error = e
-            # The maker may be waiting for room.
-            while not has_ended and self._pieces.get() is not None:
-                pass
+            # The maker may be waiting for room; and an error that is kept would keep the pieces.
+            while lot is not None:
+                lot.clear()
+                lot = self._lots.get()

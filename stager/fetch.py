@@ -15,6 +15,7 @@ from pathlib import Path
 
 from stager import durable
 from stager.archive import Archive
+from stager.behind import LOT
 from stager.config import Config
 from stager.errors import ArchiveCorrupt, ArchiveUnavailable, BuildBusy, NoSpace
 from stager.inflate import Unpacked, unpack
@@ -25,7 +26,7 @@ from stager.zipdir import Member
 
 CORES = len(os.sched_getaffinity(0))
 SIDE_BY_SIDE = min(4, CORES)
-"""Members of one build at a time; each is one thread's work, and all share AHEAD_BYTES."""
+"""Members of one build at a time; each is one thread's work, and all share AHEAD_BYTES and LOT."""
 _computing: set[object] = set()
 """One for each thread that inflates, hashes or writes, of all this process's workers."""
 Fetched = tuple[Path, Unpacked]
@@ -121,7 +122,8 @@ class Fetching:
             # Closed here: an error that is kept would keep its buffers and threads as well.
             with durable.at(self.room.static):
                 with closing(self.archive.stream(member, self._check)) as chunks:
-                    unpacked = unpack(self._watched(image, chunks, fd), member, fd, self._helped)
+                    watched, lot = self._watched(image, chunks, fd), LOT // self.archive.streams
+                    unpacked = unpack(watched, member, fd, self._helped, lot)
                 os.fchmod(fd, 0o644)
                 os.fsync(fd)
         except BaseException:

@@ -36,7 +36,7 @@ SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 TIMEOUT = (10, 15)
 """Seconds to connect, and without a byte (or a first lot), before a try counts as failed."""
 TRIES = 4
-LOT_BYTES, LAST_BYTES = 256 << 10, 1 << 20
+LOT_BYTES, LAST_BYTES = 512 << 10, 1 << 20
 """A read of a slow connection waits for so many bytes, but not of the last ones of a range."""
 LONGEST_PAUSE = 30.0
 _BUSY = {408, 429, 500, 502, 503, 504}

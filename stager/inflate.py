@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from stager.behind import Behind, Helped
+from stager.behind import LOT, Behind, Helped
 from stager.deflate import crc32, inflated, stored, wipe_vectors
 from stager.errors import ArchiveCorrupt
 from stager.zipdir import DEFLATED, Member
@@ -36,11 +36,12 @@ class Unpacked:
 
 
 def unpack(
-    chunks: Iterable[bytes], member: Member, fd: int, helped: Helped = nullcontext
+    chunks: Iterable[bytes], member: Member, fd: int, helped: Helped = nullcontext, lot: int = LOT
 ) -> Unpacked:
     """Write a member into the empty file `fd`; ArchiveCorrupt where it is not what it says.
 
-    This thread inflates, another one hashes and writes where `helped` has a core for it.
+    This thread inflates, another one hashes and writes where `helped` has a core for it, which is
+    given `lot` pieces of OUTPUT_BYTES at once.
     """
     size, sha, file = 0, hashlib.sha256(), _SparseFile(fd)
 
@@ -50,7 +51,7 @@ def unpack(
         file.write(piece)
 
     pieces = (inflated if member.method == DEFLATED else stored)(chunks, member, OUTPUT_BYTES)
-    with Behind(use, helped) as behind:
+    with Behind(use, helped, lot) as behind:
         for piece in pieces:
             if size + len(piece) > member.size:
                 raise ArchiveCorrupt(f"{member.name} holds more bytes than its entry says")

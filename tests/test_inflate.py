@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab import ROOT
 
-from stager.behind import WAITING
+from stager.behind import LOT
 from stager.errors import ArchiveCorrupt
 from stager.inflate import (
     BLOCK,
@@ -223,7 +223,7 @@ def test_memory_stays_small_whatever_the_input_expands_to() -> None:
         finally:
             tracemalloc.stop()
         assert os.fstat(fd).st_size == member.size
-    assert peak < (8 + WAITING) * OUTPUT_BYTES
+    assert peak < (3 * LOT + 8) * OUTPUT_BYTES
 
 
 def test_a_member_that_goes_on_for_ever_is_given_up_at_its_size() -> None:
@@ -268,7 +268,7 @@ def test_an_error_of_the_other_threads_context_comes_through(when: str) -> None:
 
     data = noise(1, 8 * OUTPUT_BYTES)
     with empty_file() as fd, pytest.raises(MemoryError, match=when):
-        unpack([compressed(data)], member_of(data, b""), fd, failing)
+        unpack([compressed(data)], member_of(data, b""), fd, failing, 2)
 
 
 def test_what_expands_to_just_more_than_one_piece_comes_out_whole() -> None:

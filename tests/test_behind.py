@@ -1,0 +1,56 @@
+"""Pieces used by another thread: in order, several at once, and its errors come to the maker."""
+
+import gc
+import weakref
+
+import pytest
+from lab import until
+
+from stager.behind import Behind
+
+
+class Watched(bytearray):
+    """Can be watched."""
+
+
+def test_pieces_are_handed_over_several_at_once() -> None:
+    used: list[bytes] = []
+    with Behind(used.append, lot=3) as behind:
+        behind.put(b"the first needs no thread")
+        assert len(used) == 1
+        for piece in (b"1", b"2"):
+            behind.put(piece)
+        assert len(used) == 1, "not before there are enough"
+        behind.put(b"3")
+        until(lambda: len(used) == 4)
+        behind.put(b"4")
+    assert used[1:] == [b"1", b"2", b"3", b"4"], "what is left at the end is used as well"
+
+
+@pytest.mark.parametrize("lot", [3, 100])
+@pytest.mark.parametrize("number", range(1, 10))
+def test_an_error_comes_to_the_maker_and_keeps_no_piece_that_waits(number: int, lot: int) -> None:
+    used: list[int] = []
+    pieces: list[weakref.ref[Watched]] = []
+
+    def use(piece: Watched) -> None:
+        used.append(piece[0])
+        if piece[0] == number:
+            raise OSError(28, "full")
+
+    def make() -> None:
+        with Behind(use, lot=lot) as behind:
+            for n in range(50):
+                piece = Watched([n])
+                pieces.append(weakref.ref(piece))
+                behind.put(piece)
+                del piece
+
+    with pytest.raises(OSError, match="full") as raised:
+        make()
+    gc.collect()
+    assert used == list(range(number + 1))
+    alive = [piece[0] for ref in pieces if (piece := ref())]
+    assert alive[0] == number
+    assert len(alive) <= 2, "in the error's frames: the one being used, and the one being put"
+    assert raised.value
