@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ctypes import CDLL, get_errno
 from pathlib import Path
 
-from benchmarks import measure
+from benchmarks import measure, peers
 from benchmarks.daemon import Site
 from benchmarks.material import Archive
 from benchmarks.measure import percentile
@@ -194,13 +194,15 @@ def fill(site: Site, count: int) -> None:
 def idle(report: Report, archive: Archive, root: Path, _: int) -> None:
     """Measure what a daemon with nothing to do costs, told of events and polling."""
     seconds = report.settings["idle_seconds"]
+    peers.settle()
     for mode, limit in (("inotify", 0.1), ("poll", 0.2)):
         place = root / mode
         place.mkdir()
         settings = {"watch": mode} if mode == "inotify" else {"watch": mode, "rescan": "3s"}
         site = small_site(place, archive, **settings)
         with site.daemon() as process:
-            time.sleep(2)
+            # Not its start, nor what an earlier case left to the kernel.
+            time.sleep(min(10, seconds))
             cpu = measure.cpu_seconds(process.pid)
             time.sleep(seconds)
             share = (measure.cpu_seconds(process.pid) - cpu) / seconds * 100

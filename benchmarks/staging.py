@@ -17,8 +17,9 @@ from benchmarks.served import Served, serve
 WHOLE = ("gcloud + unzip", "rclone + unzip")
 FLOORS = ("floor, isal", "floor, zlib-ng")
 ONE_CORE, ONE_BY_ONE = "one thread for both", "one by one"
-"""One after the other: as the table's 0.75 was taken (1.12 s by two threads, 1.79 s by one), and as
-this daemon does it, whose single images have a second thread: not to be met on two cores."""
+"""One after the other: by one thread, as the table's 0.75 was taken (1.12 s by two threads, 1.79 s
+by one): a goal; and as this daemon does it, where a single image has a second thread: a note, as
+two cores have not so much to gain (docs/decisions.md)."""
 
 
 def compare(report: Report, archive: Archive, root: Path, rounds: int) -> None:
@@ -45,7 +46,7 @@ def compare(report: Report, archive: Archive, root: Path, rounds: int) -> None:
             report.goals += goals(case, runs, size, span)
             report.notes |= with_sha256(case, runs)
             if case == "two of three":
-                report.notes |= cores_in_use(case, runs)
+                report.notes |= beside_one_by_one(case, runs)
 
 
 def race(
@@ -96,10 +97,11 @@ def with_sha256(case: str, runs: dict[str, Runs]) -> dict[str, str]:
     }
 
 
-def cores_in_use(case: str, runs: dict[str, Runs]) -> dict[str, str]:
-    """Say how many cores are busy; what the server takes of them is not in it."""
+def beside_one_by_one(case: str, runs: dict[str, Runs]) -> dict[str, str]:
+    """Compare with single images, and say how many cores are busy (without the server's share)."""
+    shorter = ratio(runs["watcherd"], runs[ONE_BY_ONE], "wall")
     ours = {name: runs[name] for name in ("watcherd", ONE_CORE, ONE_BY_ONE)}
-    return {
+    return {f"{case}, wall, side by side / {ONE_BY_ONE}": f"{shorter:.2f}"} | {
         f"{case}, cores in use, {name}": f"{each.median('cpu') / each.median('wall'):.2f}"
         for name, each in ours.items()
     }
@@ -109,9 +111,8 @@ def goals(case: str, runs: dict[str, Runs], size: int, span: int) -> Iterator[Go
     """Compare by the issue's table."""
     ours = runs["watcherd"]
     if case == "two of three":
-        for name in (ONE_CORE, ONE_BY_ONE):
-            shorter = ratio(ours, runs[name], "wall")
-            yield at_most(case, f"wall, side by side / {name}", 0.75, shorter)
+        shorter = ratio(ours, runs[ONE_CORE], "wall")
+        yield at_most(case, f"wall, side by side / {ONE_CORE}", 0.75, shorter)
         return
     bare = apart(ours, runs["sha256 alone"])
     floor = min((runs[n] for n in FLOORS if n in runs), key=lambda r: r.median("cpu"))
