@@ -28,7 +28,7 @@ SLICE_BYTES, LAST_SLICE_BYTES = 8 << 20, 1 << 20
 """Slices become shorter towards the end, so that all connections have work until then."""
 AHEAD_BYTES = 32 << 20
 """So much may be read ahead of one worker's inflaters, all its members together."""
-READ_BYTES = 512 << 10
+READ_BYTES = 1 << 20
 Pause = Callable[[float], None]
 
 

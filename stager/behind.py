@@ -24,6 +24,7 @@ Helped = Callable[[], AbstractContextManager[object] | None]
 class Behind(Generic[Piece]):
     """Uses pieces in order, at the latest at the end of the block; its errors come to the maker.
 
+    What waits when the block ends by an error is not used any more.
     `helped` gives the thread's context; None: no core is free now, the piece is used at once.
     """
 
@@ -35,7 +36,7 @@ class Behind(Generic[Piece]):
         self._lots: queue.Queue[deque[Piece] | None] = queue.Queue(1)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._is_first = True
+        self._is_first, self._is_given_up = True, False
 
     def __enter__(self) -> Self:
         return self
@@ -43,6 +44,7 @@ class Behind(Generic[Piece]):
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
+        self._is_given_up = kind is not None
         if self._thread is not None:
             self._lots.put(self._lot)
             self._lots.put(None)
@@ -82,7 +84,7 @@ class Behind(Generic[Piece]):
         try:
             with context:
                 while (lot := self._lots.get()) is not None:
-                    while lot:
+                    while lot and not self._is_given_up:
                         self._use(lot.popleft())
         except BaseException as e:  # noqa: BLE001 (raised again where pieces are made)
             self._error = e

@@ -27,6 +27,20 @@ def test_pieces_are_handed_over_several_at_once() -> None:
     assert used[1:] == [b"1", b"2", b"3", b"4"], "what is left at the end is used as well"
 
 
+def test_what_waits_when_the_maker_fails_is_not_used() -> None:
+    used: list[bytes] = []
+
+    def make() -> None:
+        with Behind(used.append, lot=3) as behind:
+            for piece in (b"0", b"1", b"2"):
+                behind.put(piece)
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        make()
+    assert used == [b"0"]
+
+
 @pytest.mark.parametrize("lot", [3, 100])
 @pytest.mark.parametrize("number", range(1, 10))
 def test_an_error_comes_to_the_maker_and_keeps_no_piece_that_waits(number: int, lot: int) -> None:
