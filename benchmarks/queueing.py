@@ -1,59 +1,22 @@
 """Requests rather than bytes: how soon one is taken, how many are answered, what idling costs."""
 
 import os
-import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from ctypes import CDLL, get_errno
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import measure, peers
 from benchmarks.daemon import Site
 from benchmarks.material import Archive
 from benchmarks.measure import percentile
+from benchmarks.names import IN_MOVED_FROM, IN_MOVED_TO, Names, names
 from benchmarks.report import Report, at_least, at_most
 from benchmarks.served import BUCKET
 from stager.dropbox import DropBox
 
 STAGED = "board-release/R1-1.0.0"
-IN_MOVED_FROM, IN_MOVED_TO = 0x40, 0x80
-EVENT = struct.Struct("iIII")
 SAMPLES = 300
 BACKLOGS = (100, 10_000, 100_000)
-_libc = CDLL(None, use_errno=True)
-
-
-class Names:
-    """Names that come into or leave a directory, and when: told by the kernel."""
-
-    def __init__(self, directory: Path, mask: int) -> None:
-        self._fd = _libc.inotify_init1(os.O_CLOEXEC)
-        if _libc.inotify_add_watch(self._fd, os.fsencode(directory), mask) < 0:
-            raise OSError(get_errno(), str(directory))
-
-    def __iter__(self) -> Iterator[tuple[str, float]]:
-        """Yield names and the monotonic time at which they were told, without end."""
-        while True:
-            data, now = os.read(self._fd, 1 << 16), time.monotonic()
-            while data:
-                *_, size = EVENT.unpack_from(data)
-                yield os.fsdecode(data[EVENT.size : EVENT.size + size].rstrip(b"\0")), now
-                data = data[EVENT.size + size :]
-
-    def close(self) -> None:
-        """Watch no more."""
-        os.close(self._fd)
-
-
-@contextmanager
-def names(directory: Path, mask: int) -> Iterator[Names]:
-    """Watch a directory for the length of a block."""
-    watched = Names(directory, mask)
-    try:
-        yield watched
-    finally:
-        watched.close()
 
 
 def await_names(watched: Names, count: int) -> dict[str, float]:
