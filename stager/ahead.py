@@ -17,12 +17,16 @@ from typing import TypeVar
 from stager.errors import ArchiveUnavailable
 
 Check = Callable[[], None]
-Read = Callable[[int, int, Check], Iterator[bytes]]
+Read = Callable[[int, int, Check, int], Iterator[bytes]]
+"""Yields a range in pieces of so many bytes at most, unless more are there for certain."""
 Cut = Callable[[int, int], int]
 _Piece = TypeVar("_Piece")
 BEYOND = 2
 """So many slices may be fetched and not used yet: a connection need not wait for the user."""
-ALONE_BYTES = 64 << 20
+USED_BYTES, KEPT_BYTES = 1 << 20, 64 << 10
+"""What is asked for at once where it is used at once, and where it waits: memory that was asked for
+and not filled leaves holes between the pieces that wait, as all threads share a heap."""
+ALONE_BYTES = 16 << 20
 """So much one connection asks for at once at most, where it is enough: each request costs."""
 STARVED_SECONDS, STARVED = 0.05, 0.6
 PATIENT_SECONDS, PATIENCE = 0.5, 0.35
@@ -84,7 +88,7 @@ class Ahead:
         """Yield the bytes of one request by this thread; others may begin behind them meanwhile."""
         start, self._start = self._start, min(self._start + self._alone_bytes, self._end)
         self._alone_bytes = min(2 * self._alone_bytes, ALONE_BYTES)
-        pieces = self._read(start, self._start, self._go_on)
+        pieces = self._read(start, self._start, self._go_on, USED_BYTES)
         while (piece := self._awaited(lambda: next(pieces, None))) is not None:
             yield piece
             self._fetch_more(besides=1)
@@ -133,7 +137,7 @@ class Ahead:
 
     def _fetch(self, start: int, end: int, into: _Slice) -> None:
         try:
-            for piece in self._read(start, end, self._go_on):
+            for piece in self._read(start, end, self._go_on, KEPT_BYTES):
                 into.pieces.put(piece)
             into.pieces.put(None)
         except BaseException as e:  # noqa: BLE001 (raised again where the bytes are used)

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
-from stager.ahead import BEYOND, Ahead, Check
+from stager.ahead import BEYOND, USED_BYTES, Ahead, Check
 from stager.errors import (
     ArchiveCorrupt,
     ArchiveDenied,
@@ -28,7 +28,6 @@ SLICE_BYTES, LAST_SLICE_BYTES = 8 << 20, 1 << 20
 """Slices become shorter towards the end, so that all connections have work until then."""
 AHEAD_BYTES = 32 << 20
 """So much may be read ahead of one worker's inflaters, all its members together."""
-READ_BYTES = 1 << 20
 Pause = Callable[[float], None]
 
 
@@ -49,8 +48,8 @@ class Source(Protocol):
 class Reader(Protocol):
     """Reads ranges of one object at one generation."""
 
-    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
-        """Yield the bytes from `start` up to `end`, in pieces; resume by itself.
+    def read(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` up to `end`, about `most` at a time; resume by itself.
 
         `check` is called before every try and may end it.
         """
@@ -113,7 +112,7 @@ class Archive:
     def _ahead(self, start: int, end: int, check: Check) -> Generator[bytes, None, None]:
         """Yield a range, fetched in slices by several connections where it is long."""
         if self._connections == 1 or end - start <= self._slice_bytes():
-            yield from self._counted(start, end, check)
+            yield from self._counted(start, end, check, USED_BYTES)
             return
         yield from Ahead(self._counted, (start, end), self._cut, self._connections, check)
 
@@ -125,15 +124,15 @@ class Archive:
     def _slice_bytes(self) -> int:
         return min(SLICE_BYTES, AHEAD_BYTES // ((self._connections + BEYOND) * self.streams))
 
-    def _counted(self, start: int, end: int, check: Check) -> Iterator[bytes]:
-        for piece in self._reader.read(start, end, check):
+    def _counted(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
+        for piece in self._reader.read(start, end, check, most):
             check()
             with self._lock:
                 self.fetched += len(piece)
             yield piece
 
     def _bytes(self, start: int, end: int) -> bytes:
-        return b"".join(self._counted(start, end, lambda: None))
+        return b"".join(self._counted(start, end, lambda: None, USED_BYTES))
 
 
 def _short(member: Member) -> bytes:
@@ -183,12 +182,12 @@ class _FileReader:
     def interrupt(self) -> None:
         """Do nothing: a disk's reads can't be interrupted."""
 
-    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+    def read(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
         """Yield a range of the file."""
         while start < end:
             check()
             try:
-                piece = os.pread(self._fd, min(READ_BYTES, end - start), start)
+                piece = os.pread(self._fd, min(most, end - start), start)
                 info = os.fstat(self._fd)
             except OSError as e:
                 raise ArchiveUnavailable(f"reading the archive: {e.strerror}") from None

@@ -49,6 +49,8 @@ class Behind(Generic[Piece]):
             self._lots.put(self._lot)
             self._lots.put(None)
             self._thread.join()
+            # An error that is kept would keep what was not used.
+            self._lot.clear()
         if kind is None:
             self._raise()
 
@@ -61,7 +63,7 @@ class Behind(Generic[Piece]):
         else:
             self._raise()
             self._lot.append(piece)
-            if len(self._lot) == self._most:
+            if len(self._lot) >= self._most:
                 self._lots.put(self._lot)
                 self._lot = deque()
 
@@ -88,7 +90,6 @@ class Behind(Generic[Piece]):
                         self._use(lot.popleft())
         except BaseException as e:  # noqa: BLE001 (raised again where pieces are made)
             self._error = e
-            # The maker may be waiting for room; and an error that is kept would keep the pieces.
+            # The maker may be waiting for room.
             while lot is not None:
-                lot.clear()
                 lot = self._lots.get()

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,10 +110,9 @@ class Fetching:
         """Fetch again, directory entry and all, where the archive looks corrupt at first."""
         member = self.members[image]
         with self.progress.at(image), self._computes():
-            try:
+            with suppress(ArchiveCorrupt):
                 return self._once(image, member)
-            except ArchiveCorrupt:
-                return self._once(image, self.archive.directory().member(member.name))
+            return self._once(image, self.archive.directory().member(member.name))
 
     def _once(self, image: str, member: Member) -> Fetched:
         file = self.work.file()
@@ -123,7 +122,7 @@ class Fetching:
             with durable.at(self.room.static):
                 with closing(self.archive.stream(member, self._check)) as chunks:
                     watched, lot = self._watched(image, chunks, fd), LOT // self.archive.streams
-                    unpacked = unpack(watched, member, fd, self._helped, lot)
+                    unpacked = unpack(watched, member, fd, self._check, self._helped, lot)
                 os.fchmod(fd, 0o644)
                 os.fsync(fd)
         except BaseException:

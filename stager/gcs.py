@@ -22,7 +22,7 @@ from google.oauth2 import service_account
 from requests.adapters import HTTPAdapter
 
 from stager.ahead import Check
-from stager.archive import READ_BYTES, Archive, GenerationGone, Pause
+from stager.archive import Archive, GenerationGone, Pause
 from stager.errors import (
     ArchiveCorrupt,
     ArchiveDenied,
@@ -36,8 +36,10 @@ SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 TIMEOUT = (10, 15)
 """Seconds to connect, and without a byte (or a first lot), before a try counts as failed."""
 TRIES = 4
-LOT_BYTES, LAST_BYTES = 512 << 10, 1 << 20
+LOT_BYTES, LAST_BYTES = 256 << 10, 1 << 20
 """A read of a slow connection waits for so many bytes, but not of the last ones of a range."""
+TLS_BYTES = 16 << 10
+"""What a record holds at most (RFC 8446, 5.1): to ask for more takes memory that is not filled."""
 LONGEST_PAUSE = 30.0
 _BUSY = {408, 429, 500, 502, 503, 504}
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError)
@@ -173,13 +175,13 @@ class _RangeReader:
         self._answers: set[Any] = set()
         self._url = f"{url}?alt=media&generation={generation}&ifGenerationMatch={generation}"
 
-    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+    def read(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
         """Yield a range; tries are counted from the last byte that came."""
         failures = 0
         while start < end:
             check()
             try:
-                for piece in self._once(start, end, in_lots=failures == 0):
+                for piece in self._once(start, end, most, in_lots=failures == 0):
                     start, failures = start + len(piece), 0
                     yield piece
                 if start < end:
@@ -190,7 +192,7 @@ class _RangeReader:
                     raise ArchiveUnavailable(f"reading the archive: {e}") from None
                 self._pause(_pause_seconds(failures, e.after))
 
-    def _once(self, start: int, end: int, *, in_lots: bool) -> Iterator[bytes]:
+    def _once(self, start: int, end: int, most: int, *, in_lots: bool) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "gzip"}
         raw: Any = None
         try:
@@ -200,7 +202,7 @@ class _RangeReader:
                 self._check(answer, start, end)
                 raw = answer.raw
                 self._answers.add(raw)
-                yield from _pieces(raw, end - start, in_lots=in_lots)
+                yield from _pieces(raw, end - start, most, in_lots=in_lots)
         except _BROKEN as e:
             raise _Again(f"the connection broke ({type(e).__name__})") from None
         except auth.GoogleAuthError as e:
@@ -230,7 +232,7 @@ class _RangeReader:
             raise _Again(f"Cloud Storage answered {status} with another range than asked for")
 
 
-def _pieces(raw: Any, left: int, *, in_lots: bool) -> Iterator[bytes]:
+def _pieces(raw: Any, left: int, most: int, *, in_lots: bool) -> Iterator[bytes]:
     """Yield so many bytes of an answer, as they come or in lots; fewer where it ends before."""
     connection, lot = getattr(raw.connection, "sock", None), 1
     try:
@@ -238,7 +240,9 @@ def _pieces(raw: Any, left: int, *, in_lots: bool) -> Iterator[bytes]:
             wanted = LOT_BYTES if in_lots and left > LAST_BYTES else 1
             if wanted != lot:
                 lot = _wait_for(connection, wanted)
-            piece = raw.read1(min(READ_BYTES, left), decode_content=False)
+            # Where there are lots a whole one is there for certain; TLS gives one record.
+            size = max(most, lot) if type(connection) is socket.socket else TLS_BYTES
+            piece = raw.read1(min(size, left), decode_content=False)
             if not piece:
                 return
             left -= len(piece)

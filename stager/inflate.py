@@ -36,16 +36,22 @@ class Unpacked:
 
 
 def unpack(
-    chunks: Iterable[bytes], member: Member, fd: int, helped: Helped = nullcontext, lot: int = LOT
+    chunks: Iterable[bytes],
+    member: Member,
+    fd: int,
+    check: Callable[[], None] = lambda: None,
+    helped: Helped = nullcontext,
+    lot: int = LOT,
 ) -> Unpacked:
     """Write a member into the empty file `fd`; ArchiveCorrupt where it is not what it says.
 
     This thread inflates, another one hashes and writes where `helped` has a core for it, which is
-    given `lot` pieces of OUTPUT_BYTES at once.
+    given `lot` pieces of OUTPUT_BYTES at once. `check` may end it.
     """
     size, sha, file = 0, hashlib.sha256(), _SparseFile(fd)
 
     def use(piece: bytes) -> None:
+        check()
         wipe_vectors()
         sha.update(piece)
         file.write(piece)

@@ -22,7 +22,8 @@ class Network:
         self.fetched: list[int] = []
         self._lock = threading.Lock()
 
-    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+    def read(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
+        assert most >= 1
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -96,8 +97,9 @@ def test_no_more_than_two_slices_beyond_the_connections_are_at_hand() -> None:
 
 
 def test_an_error_comes_after_the_bytes_before_it() -> None:
-    def breaks(start: int, end: int, check: Check) -> Iterator[bytes]:
+    def breaks(start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
         check()
+        assert most >= end - start
         if start >= 120:
             raise ArchiveUnavailable("broken")
         yield bytes(end - start)

@@ -39,14 +39,15 @@ class Memory:
         self.data, self.piece_bytes, self.breaks_at = data, piece_bytes, breaks_at
         self.spans: list[tuple[int, int]] = []
 
-    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+    def read(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
         check()
+        size = min(self.piece_bytes, most)
         self.spans.append((start, end))
         assert 0 <= start < end <= len(self.data), (start, end)
-        for at in range(start, end, self.piece_bytes):
-            if at <= self.breaks_at < at + self.piece_bytes:
+        for at in range(start, end, size):
+            if at <= self.breaks_at < at + size:
                 raise ArchiveUnavailable("broken")
-            yield self.data[at : min(end, at + self.piece_bytes)]
+            yield self.data[at : min(end, at + size)]
 
     def interrupt(self) -> None:
         pass

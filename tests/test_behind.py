@@ -27,6 +27,44 @@ def test_pieces_are_handed_over_several_at_once() -> None:
     assert used[1:] == [b"1", b"2", b"3", b"4"], "what is left at the end is used as well"
 
 
+def test_three_lots_are_in_memory_at_most_and_an_error_stops_the_maker() -> None:
+    made, used, lot = list[int](), list[int](), 4
+
+    def use(piece: int) -> None:
+        if piece == 1:
+            until(lambda: len(made) > 3 * lot)
+        assert len(made) - len(used) <= 3 * lot + 1, "and the one that is put"
+        used.append(piece)
+        if piece == 50:
+            raise OSError(28, "full")
+
+    def make() -> None:
+        with Behind(use, lot=lot) as behind:
+            for n in range(1000):
+                made.append(n)
+                behind.put(n)
+
+    with pytest.raises(OSError, match="full"):
+        make()
+    assert used == list(range(51))
+    assert len(made) <= 50 + 3 * lot + 2
+
+
+def test_where_both_fail_the_makers_error_is_told() -> None:
+    def use(piece: bytes) -> None:
+        if piece == b"1":
+            raise OSError(28, "full")
+
+    def make() -> None:
+        with Behind(use, lot=1) as behind:
+            behind.put(b"0")
+            behind.put(b"1")
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        make()
+
+
 def test_what_waits_when_the_maker_fails_is_not_used() -> None:
     used: list[bytes] = []
 

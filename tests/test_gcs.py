@@ -306,7 +306,7 @@ def test_a_connection_that_is_used_again_is_read_as_it_comes(pauses: list[float]
         thread.start()
         try:
             reader = range_reader(session, f"http://127.0.0.1:{server.server_port}/", pauses)
-            assert b"".join(reader.read(0, len(LONG), lambda: None)) == LONG
+            assert b"".join(reader.read(0, len(LONG), lambda: None, 1 << 16)) == LONG
         finally:
             session.close()
             server.shutdown()
@@ -333,5 +333,5 @@ class _Tunnel(requests.Session):
 
 def test_a_range_comes_through_tls_within_tls(pauses: list[float]) -> None:
     reader = range_reader(_Tunnel(), "https://storage.googleapis.com/", pauses)
-    assert b"".join(reader.read(0, len(LONG), lambda: None)) == LONG
+    assert b"".join(reader.read(0, len(LONG), lambda: None, 1 << 16)) == LONG
     assert pauses == []

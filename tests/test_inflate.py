@@ -268,7 +268,7 @@ def test_an_error_of_the_other_threads_context_comes_through(when: str) -> None:
 
     data = noise(1, 8 * OUTPUT_BYTES)
     with empty_file() as fd, pytest.raises(MemoryError, match=when):
-        unpack([compressed(data)], member_of(data, b""), fd, failing, 2)
+        unpack([compressed(data)], member_of(data, b""), fd, helped=failing, lot=2)
 
 
 def test_what_expands_to_just_more_than_one_piece_comes_out_whole() -> None:
@@ -289,7 +289,7 @@ def test_without_a_core_for_another_thread_one_does_it_all() -> None:
             yield chunk
 
     with empty_file() as fd:
-        unpacked = unpack(watched(), member_of(data, packed), fd, lambda: None)
+        unpacked = unpack(watched(), member_of(data, packed), fd, helped=lambda: None)
         assert os.pread(fd, len(data) + 1, 0) == data
     assert unpacked.sha256 == hashlib.sha256(data).hexdigest()
 
@@ -303,7 +303,7 @@ def test_another_thread_begins_as_soon_as_there_is_a_core_for_it() -> None:
         return nullcontext() if len(asked) == 3 else None
 
     with empty_file() as fd:
-        unpacked = unpack([data], member_of(data, data, STORED), fd, helped)
+        unpacked = unpack([data], member_of(data, data, STORED), fd, helped=helped)
         assert content(fd) == data
     # Not for the first piece, and no more once it has begun.
     assert asked == [0, 1, 2]

@@ -134,8 +134,8 @@ def test_an_image_gets_a_second_thread_once_a_core_is_free(
     class Watched(Memory):
         """Remembers at each piece whether there is another thread; the core is free at the 12th."""
 
-        def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
-            for piece in super().read(start, end, check):
+        def read(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
+            for piece in super().read(start, end, check, most):
                 has_helper.append("behind" in [thread.name for thread in threading.enumerate()])
                 if len(has_helper) == 12:
                     fetch._computing.discard(another)

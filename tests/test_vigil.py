@@ -174,9 +174,9 @@ class Hanging(Memory):
 
     goes_on = threading.Event()
 
-    def read(self, start: int, end: int, check: Check) -> Iterator[bytes]:
+    def read(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
         assert self.goes_on.wait(DEADLINE)
-        return super().read(start, end, check)
+        return super().read(start, end, check, most)
 
 
 def test_where_a_member_stands_still_is_what_is_told(
