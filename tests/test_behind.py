@@ -51,7 +51,10 @@ def test_three_lots_are_in_memory_at_most_and_an_error_stops_the_maker() -> None
 
 
 def test_where_both_fail_the_makers_error_is_told() -> None:
+    used: list[bytes] = []
+
     def use(piece: bytes) -> None:
+        used.append(piece)
         if piece == b"1":
             raise OSError(28, "full")
 
@@ -59,6 +62,7 @@ def test_where_both_fail_the_makers_error_is_told() -> None:
         with Behind(use, lot=1) as behind:
             behind.put(b"0")
             behind.put(b"1")
+            until(lambda: len(used) == 2)
             raise ConnectionError
 
     with pytest.raises(ConnectionError):
