@@ -38,6 +38,8 @@ class Outcomes:
     """Whether it was said already that the spool does not work."""
     _missed: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_MISSED))
     """The requests of which it was said that they wait for their archives."""
+    _alone: set[str] = field(default_factory=set)
+    """The builds of which it was said that they wait for a fault of their own."""
 
     def ended(self, case: Case) -> None:
         """See what an outcome means for the others."""
@@ -76,7 +78,8 @@ class Outcomes:
 
     def _met_fault(self, key: str, error: MachineFault, case: Case) -> None:
         """Hold the queue, or just a build whose faults are its own; each is said once."""
-        known = key in self.backlog.lulls
+        if key not in self.backlog.lulls:
+            self._alone.discard(key)
         news = self.backlog.met_fault(key, error, is_probe=case.is_probe)
         hold = self.backlog.hold
         if hold and (news or not hold.said) and key not in self.backlog.suspects:
@@ -84,7 +87,9 @@ class Outcomes:
             if isinstance(error, CredentialsRefused) or not self.spool_is_faulty:
                 log.error(f"the queue waits: {error.message}", code=error.code, hint=error.hint)
                 hold.said = True
-        elif key in self.backlog.suspects and not known:
+        elif key in self.backlog.suspects and key not in self._alone:
+            # It may have been among those that held the queue, which goes on now.
+            self._alone.add(key)
             rid = case.claim.request_id
             log.error(f"a build waits: {error.message}", request_id=rid, build=key, code=error.code)
 

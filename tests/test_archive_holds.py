@@ -232,6 +232,22 @@ def test_room_is_asked_for_what_the_images_hold_not_what_they_are_compressed_to(
         goes_on(lab, daemon, "one")
 
 
+def test_a_build_too_large_for_the_disk_waits_alone_and_it_is_said(lab: Lab) -> None:
+    lab.archive(images={FILES["test"]: bytes(300 << 20)})
+    lab.archive(OTHER_BUILD)
+    fs = os.statvfs(lab.root)
+    lab.write_config(min_free=str(fs.f_bavail * fs.f_frsize - (150 << 20)))
+    with lab.running() as daemon:
+        lab.drop("large")
+        all_wait(lab, daemon, 1, "no_space")
+        assert lab.result(lab.drop("small", OTHER_BUILD))["state"] == "staged"
+        daemon.await_log("a build waits: ")
+        assert daemon.log.index(GOES_ON) < daemon.log.index("a build waits: 315 MB are needed")
+        reconfigure(lab, daemon, min_free="0")
+        assert lab.result("large")["state"] == "staged"
+        assert daemon.log.count("a build waits") == 1
+
+
 def test_an_archive_directory_that_is_away_holds_the_queue(lab: Lab) -> None:
     lab.archive()
     away = (lab.root / "archive").rename(lab.root / "unmounted")
