@@ -113,9 +113,9 @@ class Result(_Part):
     archive: ArchivePart | None = None
     """What was read."""
     bytes_fetched: int | None = None
-    """Read from the archive for this request."""
+    """Read from the archive since work on it began for the last time."""
     attempts: int
-    """How often it was started."""
+    """How often work on it began; not counted where a stop or a fault of the machine ended it."""
     host: str
     """The machine that answered."""
     received: str
