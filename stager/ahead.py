@@ -23,7 +23,7 @@ Cut = Callable[[int, int], int]
 _Piece = TypeVar("_Piece")
 BEYOND = 2
 """So many slices may be fetched and not used yet: a connection need not wait for the user."""
-USED_BYTES, KEPT_BYTES = 1 << 20, 64 << 10
+USED_BYTES, WAITING_BYTES = 1 << 20, 64 << 10
 """What is asked for at once where it is used at once, and where it waits: memory that was asked for
 and not filled leaves holes between the pieces that wait, as all threads share a heap."""
 ALONE_BYTES = 16 << 20
@@ -137,7 +137,7 @@ class Ahead:
 
     def _fetch(self, start: int, end: int, into: _Slice) -> None:
         try:
-            for piece in self._read(start, end, self._go_on, KEPT_BYTES):
+            for piece in self._read(start, end, self._go_on, WAITING_BYTES):
                 into.pieces.put(piece)
             into.pieces.put(None)
         except BaseException as e:  # noqa: BLE001 (raised again where the bytes are used)

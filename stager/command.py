@@ -55,5 +55,8 @@ def dump(data: Any, as_json: bool) -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version=__version__, message="stager %(version)s")
-def cli() -> None:
+@click.option("--config", "misplaced", hidden=True)
+def cli(misplaced: str | None) -> None:
     """Ask for build images, and look after the spool they are asked for in."""
+    if misplaced is not None:
+        raise click.UsageError(f"the command comes first: `stager COMMAND --config {misplaced}`")

@@ -38,8 +38,7 @@ TIMEOUT = (10, 15)
 TRIES = 4
 LOT_BYTES, LAST_BYTES = 256 << 10, 1 << 20
 """A read of a slow connection waits for so many bytes, but not of the last ones of a range."""
-TLS_BYTES = 16 << 10
-"""What a record holds at most (RFC 8446, 5.1): to ask for more takes memory that is not filled."""
+TLS_BYTES = 16 << 10  # what a record holds at most (RFC 8446, 5.1)
 LONGEST_PAUSE = 30.0
 _BUSY = {408, 429, 500, 502, 503, 504}
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError)
@@ -240,7 +239,7 @@ def _pieces(raw: Any, left: int, most: int, *, in_lots: bool) -> Iterator[bytes]
             wanted = LOT_BYTES if in_lots and left > LAST_BYTES else 1
             if wanted != lot:
                 lot = _wait_for(connection, wanted)
-            # Where there are lots a whole one is there for certain; TLS gives one record.
+            # Of a lot it is certain that it is there; TLS gives one record.
             size = max(most, lot) if type(connection) is socket.socket else TLS_BYTES
             piece = raw.read1(min(size, left), decode_content=False)
             if not piece:

@@ -170,6 +170,12 @@ def test_the_words_that_choose_requests_are_told(spool: Lab, line: str, words: s
     assert not [name for name in spool.spool("control") if name.endswith(".order")]
 
 
+def test_the_configuration_before_the_command_is_told_its_place(spool: Lab) -> None:
+    done = direct(spool, f"--config {spool.config} status")
+    assert done.returncode == 2
+    assert f"`stager COMMAND --config {spool.config}`" in done.stderr
+
+
 def test_the_environment_is_part_of_the_configuration(spool: Lab) -> None:
     assert direct(spool, "status", STAGER_CONFIG=str(spool.config)).returncode == 0
     done = direct(spool, "status", STAGER_CONFIG=str(spool.config), STAGER_NOTHING="1")

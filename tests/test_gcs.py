@@ -28,7 +28,7 @@ from stager.errors import (
     StagerError,
     Stopping,
 )
-from stager.gcs import LAST_BYTES, LOT_BYTES, TRIES, GcsSource, _RangeReader
+from stager.gcs import LAST_BYTES, LOT_BYTES, TLS_BYTES, TRIES, GcsSource, _RangeReader
 from stager.layout import Build
 from stager.zipdir import STORED, Member
 
@@ -333,5 +333,7 @@ class _Tunnel(requests.Session):
 
 def test_a_range_comes_through_tls_within_tls(pauses: list[float]) -> None:
     reader = range_reader(_Tunnel(), "https://storage.googleapis.com/", pauses)
-    assert b"".join(reader.read(0, len(LONG), lambda: None, 1 << 16)) == LONG
+    pieces = list(reader.read(0, len(LONG), lambda: None, 1 << 20))
+    assert b"".join(pieces) == LONG
+    assert max(map(len, pieces)) == TLS_BYTES, "no memory is asked for that a record can't fill"
     assert pauses == []
