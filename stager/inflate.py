@@ -18,9 +18,9 @@ from stager.zipdir import DEFLATED, Member
 BLOCK = 4096
 OUTPUT_BYTES = 1 << 20
 RUN = 16 * BLOCK
-WRITE_BYTES = 128 << 10
-"""So much goes into one write(2): larger ones take larger folios of the page cache, which can cost
-five times the CPU (docs/decisions.md)."""
+WRITE_BYTES = 512 << 10
+"""So much goes into one write(2): the larger, the fewer folios the page cache takes; the largest
+cost more again (docs/decisions.md)."""
 FLUSH_BYTES = 8 << 20
 """So often the kernel is told to begin to write to the disk: little is left for the sync."""
 _ZEROS, _ZERO_RUN = bytes(BLOCK), bytes(RUN)
