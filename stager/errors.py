@@ -207,6 +207,7 @@ class Cancelled(StagerError):
 
     code = "cancelled"
     then = Then.CANCEL
+    default_hint = "if it is wanted after all: `stager retry NAME`, or drop it again"
 
 
 class BuildBusy(StagerError):

@@ -215,6 +215,8 @@ def _wait(tools: Tools, case: Case, error: StagerError) -> None:
     priority = case.request.priority if case.request else PRIORITIES["normal"]
     if tools.spool.put_back(case.claim, priority, case.due, case.dropped.uid, starts) is None:
         case.error = TakenOver(f"{case.claim} is no longer ours")
+    elif error.then is Then.GIVE_BACK:
+        log.info(f"given back: {error.message}", request_id=case.claim.request_id)
 
 
 def deferral_seconds(starts: int) -> float:

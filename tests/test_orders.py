@@ -62,6 +62,7 @@ def test_cancel_ends_a_waiting_request_and_says_by_whom(lab: Lab) -> None:
         answer = lab.result("one")
         assert waiting(lab) == {"other.yaml"}
     assert (answer["state"], answer["error"]["code"]) == ("cancelled", "cancelled")
+    assert "stager retry" in answer["error"]["hint"]
     assert "uid 0" in answer["error"]["message"]
     (claim,) = lab.ended("one")
     assert str(claim) in lab.spool("cancelled")
