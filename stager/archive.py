@@ -10,6 +10,7 @@ import stat
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -75,9 +76,9 @@ class Archive:
         """Wake a worker that waits for bytes, so that it looks whether it should go on."""
         self._reader.interrupt()
 
-    def directory(self) -> Directory:
-        """Read the zip's directory."""
-        return read_directory(self.size, self._bytes)
+    def directory(self, check: Check = lambda: None) -> Directory:
+        """Read the zip's directory; `check` may end it."""
+        return read_directory(self.size, partial(self._bytes, check=check))
 
     def stream(self, member: Member, check: Check) -> Generator[bytes, None, None]:
         """Yield exactly the member's compressed bytes, in order; `check` may end it.
@@ -131,8 +132,8 @@ class Archive:
                 self.fetched += len(piece)
             yield piece
 
-    def _bytes(self, start: int, end: int) -> bytes:
-        return b"".join(self._counted(start, end, lambda: None, USED_BYTES))
+    def _bytes(self, start: int, end: int, check: Check = lambda: None) -> bytes:
+        return b"".join(self._counted(start, end, check, USED_BYTES))
 
 
 def _short(member: Member) -> bytes:
@@ -153,24 +154,25 @@ class DirectorySource:
                 hint = "mount it, or set `archive.directory` in the configuration; requests wait"
                 raise StorageError(f"archive.directory is not there ({self.directory})", hint)
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            reader = _FileReader(fd)
         except (FileNotFoundError, NotADirectoryError):
             raise ArchiveNotFound(f"no archive {build.archive_url}") from None
         except PermissionError:
             raise ArchiveDenied(f"no permission to read {build.archive_url}") from None
         except OSError as e:
             raise ArchiveUnavailable(f"{build.archive_url}: {e.strerror}") from None
-        info = os.fstat(fd)
-        reader = _FileReader(fd, info)
-        if not stat.S_ISREG(info.st_mode):
+        if not stat.S_ISREG(reader.info.st_mode):
             raise ArchiveNotFound(f"{build.archive_url} is not a file")
-        return Archive(build.archive_url, info.st_mtime_ns, info.st_size, reader, 1)
+        generation, size = reader.info.st_mtime_ns, reader.info.st_size
+        return Archive(build.archive_url, generation, size, reader, 1)
 
 
 class _FileReader:
     """Ranges of an open file that must not change meanwhile."""
 
-    def __init__(self, fd: int, info: os.stat_result) -> None:
-        self._fd, self._pinned = fd, self._state(info)
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.info = os.fstat(fd)
 
     def __del__(self) -> None:
         os.close(self._fd)
@@ -191,7 +193,7 @@ class _FileReader:
                 info = os.fstat(self._fd)
             except OSError as e:
                 raise ArchiveUnavailable(f"reading the archive: {e.strerror}") from None
-            if not piece or self._state(info) != self._pinned:
+            if not piece or self._state(info) != self._state(self.info):
                 raise GenerationGone("the archive's file was written to while it was read")
             start += len(piece)
             yield piece

@@ -186,6 +186,8 @@ class _RangeReader:
                 if start < end:
                     raise _Again("the answer ended too early")
             except _Again as e:
+                # What broke may be what was interrupted.
+                check()
                 failures += 1
                 if failures >= TRIES:
                     raise ArchiveUnavailable(f"reading the archive: {e}") from None
@@ -212,8 +214,13 @@ class _RangeReader:
     def interrupt(self) -> None:
         """Shut the connections' reading side, so that a stalled read ends now."""
         for answer in list(self._answers):
+            connection = getattr(answer.connection, "sock", None)
             with suppress(OSError, ValueError, RuntimeError):
-                answer.shutdown()
+                if isinstance(connection, socket.socket):
+                    # TLS's own would have what still comes read as it is, as if it were no TLS.
+                    socket.socket.shutdown(connection, socket.SHUT_RD)
+                else:
+                    answer.shutdown()
 
     def _check(self, answer: requests.Response, start: int, end: int) -> None:
         """Take nothing but the very range that was asked for."""
@@ -275,6 +282,6 @@ def _retrying(call: Callable[[], Answer], pause: Pause) -> Answer:
 def _pause_seconds(failure: int, after: str | None) -> float:
     """How long to wait before the next try: as the service says, else 0.25 s, doubled each time."""
     seconds: float = 0.25 * 2.0 ** (failure - 1)
-    if after and after.isdigit():
+    if after and after.isdecimal():
         seconds = max(seconds, float(after))
     return min(seconds, LONGEST_PAUSE)

@@ -56,7 +56,7 @@ class Staging:
                 self._check_unchanged(directory)
             except ArchiveChanged:
                 # Said only after reading twice: a wire may have flipped a bit.
-                self._check_unchanged(self.archive.directory())
+                self._check_unchanged(self.archive.directory(self.progress.check))
         wanted = {i: m for i, m in members.items() if self.force or not self._adopt(i, m)}
         self.progress.total_bytes = sum(m.compressed for m in wanted.values())
         try:
@@ -90,7 +90,7 @@ class Staging:
             members: dict[str, Member] = {}
             self.failures.clear()
             try:
-                directory = self.archive.directory()
+                directory = self.archive.directory(self.progress.check)
             except ArchiveCorrupt:
                 if last:
                     raise

@@ -28,7 +28,15 @@ from stager.errors import (
     StagerError,
     Stopping,
 )
-from stager.gcs import LAST_BYTES, LOT_BYTES, TLS_BYTES, TRIES, GcsSource, _RangeReader
+from stager.gcs import (
+    LAST_BYTES,
+    LOT_BYTES,
+    TLS_BYTES,
+    TRIES,
+    GcsSource,
+    _pause_seconds,
+    _RangeReader,
+)
 from stager.layout import Build
 from stager.zipdir import STORED, Member
 
@@ -222,6 +230,24 @@ def test_no_further_try_is_made_when_the_work_should_end(cloud: Cloud, pauses: l
     with pytest.raises(Stopping):
         list(archive.stream(span(0, len(DATA)), check))
     assert len(cloud.hits("media")) == 1
+
+
+def test_a_last_try_that_broke_because_the_work_should_end_is_no_failure(
+    cloud: Cloud, pauses: list[float]
+) -> None:
+    def check() -> None:
+        if len(cloud.hits("media")) == TRIES:
+            raise Stopping("interrupted")
+
+    archive = look(cloud, pauses)
+    cloud.fail("media", 503, None)
+    with pytest.raises(Stopping):
+        archive.directory(check)
+
+
+@pytest.mark.parametrize("after", ["\N{SUPERSCRIPT TWO}", "soon", "-1", ""])
+def test_a_time_to_wait_that_is_none_is_no_fault_of_ours(after: str) -> None:
+    assert _pause_seconds(1, after) == 0.25
 
 
 def test_the_whole_object_is_not_taken_for_a_range(cloud: Cloud, pauses: list[float]) -> None:
