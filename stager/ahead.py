@@ -83,6 +83,8 @@ class Ahead:
         finally:
             self._ended.set()
             self._pool.shutdown(wait=True, cancel_futures=True)
+            # An error that is kept would keep what was not used.
+            self._under_way.clear()
 
     def _alone(self) -> Iterator[bytes]:
         """Yield the bytes of one request by this thread; others may begin behind them meanwhile."""

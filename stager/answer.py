@@ -44,8 +44,7 @@ def make_result(tools: Tools, case: Case) -> Result:
     """Make the answer from all that is known of a case."""
     claim, request, now = case.claim, case.request, tools.heart.server_now()
     images = _images(tools, case) if request else None
-    failed = [case.failures[i] for i in request.images if i in case.failures] if request else []
-    error = case.error or (failed[0] if failed else None)
+    error = _error(case)
     return Result(
         state=_state(case, error),
         request=claim.file,
@@ -72,6 +71,14 @@ def _archive(archive: Archive | None) -> ArchivePart | None:
     if archive is None:
         return None
     return ArchivePart(object=archive.url, generation=archive.generation, size=archive.size)
+
+
+def _error(case: Case) -> StagerError | None:
+    """Return the error of the first image that failed, in the request's order."""
+    if case.request is None or (case.error and case.error.then is Then.CANCEL):
+        return case.error
+    failed = [i for i in case.request.images if i in case.failures or i not in case.staged]
+    return case.failures.get(failed[0], case.error) if failed else case.error
 
 
 def _state(case: Case, error: StagerError | None) -> State:

@@ -23,7 +23,7 @@ the daemon does with the request that met it) and a `hint` (what a person does n
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class Then(StrEnum):
@@ -63,6 +63,11 @@ class StagerError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint or self.default_hint
+
+    def bare(self) -> Self:
+        """Let go of all that was in use where it was met: it may be kept while others wait."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
     @property
     def retryable(self) -> bool:

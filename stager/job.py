@@ -148,7 +148,9 @@ def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> 
                 raise
         else:
             break
-    case.failures, case.kept = staging.failures, staging.kept
+        finally:
+            case.failures = {image: e.bare() for image, e in staging.failures.items()}
+            case.kept = staging.kept
 
 
 def _mend_flag(tools: Tools, request: Request, work: Work) -> None:
@@ -165,7 +167,7 @@ def _mend_flag(tools: Tools, request: Request, work: Work) -> None:
 
 def settle(tools: Tools, case: Case, error: StagerError) -> None:
     """Answer with an error, or put the request where it waits."""
-    case.error = error
+    case.error = error.bare()
     try:
         with durable.storage():
             if _is_final(tools, case, error):
@@ -183,7 +185,7 @@ def settle(tools: Tools, case: Case, error: StagerError) -> None:
             tools.spool.uncount(case.claim, case.starts_before)
         tools.spool.drop(case.claim)
         if e.then is not Then.DROP:
-            case.error = e
+            case.error = e.bare()
     except Buried:
         tools.spool.drop(case.claim)
     except Exception:
@@ -216,7 +218,7 @@ def _wait(tools: Tools, case: Case, error: StagerError) -> None:
     if tools.spool.put_back(case.claim, priority, case.due, case.dropped.uid, starts) is None:
         case.error = TakenOver(f"{case.claim} is no longer ours")
     elif error.then is Then.GIVE_BACK:
-        log.info(f"given back: {error.message}", request_id=case.claim.request_id)
+        log.info("given back: this instance ends", request_id=case.claim.request_id)
 
 
 def deferral_seconds(starts: int) -> float:

@@ -169,7 +169,7 @@ def test_a_daemon_that_is_told_to_stop_gives_back_what_it_was_at(
     assert lab.spool("active") == lab.spool("requests") == lab.spool("instances") == []
     assert os.listdir(lab.root / "static/.stager/work") == []
     assert "Traceback" not in daemon.log
-    assert daemon.log.count("given back: the daemon is stopping") == 2
+    assert daemon.log.count("given back: this instance ends") == 2
     # An answer that has not begun can only be waited for: until its read times out.
     assert seconds < (TIMEOUT[1] + SOON if trouble is hang else SOON)
 
