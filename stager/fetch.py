@@ -7,7 +7,7 @@ lets the others end; only when the caller is gone are they told to.
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,8 +96,10 @@ class Fetching:
                 yield image, _outcome(partial(self._twice, image))
             return
         with ThreadPoolExecutor(self.archive.streams, "member") as pool:
-            futures = {image: pool.submit(self._twice, image) for image in self.members}
+            futures: dict[str, Future[Fetched]] = {}
             try:
+                for image in self.members:
+                    futures[image] = pool.submit(self._twice, image)
                 for image, future in futures.items():
                     yield image, _outcome(future.result)
             finally:
@@ -112,7 +114,7 @@ class Fetching:
         with self.progress.at(image), self._computes():
             with suppress(ArchiveCorrupt):
                 return self._once(image, member)
-            return self._once(image, self.archive.directory().member(member.name))
+            return self._once(image, self.archive.directory(self._check).member(member.name))
 
     def _once(self, image: str, member: Member) -> Fetched:
         file = self.work.file()
@@ -127,6 +129,8 @@ class Fetching:
                 os.fsync(fd)
         except BaseException:
             self.progress.forget(image)
+            # First: else another worker could take for free what this one needs again.
+            self._note(image, 0)
             durable.discard(file)
             raise
         finally:
@@ -154,13 +158,17 @@ class Fetching:
             raise ArchiveUnavailable("the work on its build has ended")
 
     def _watched(self, image: str, chunks: Iterator[bytes], fd: int) -> Iterator[bytes]:
-        wanted = sum(member.size for member in self.members.values())
         for chunk in chunks:
             self.progress.advance(image, len(chunk))
-            with self._lock:
-                self._written[image] = os.fstat(fd).st_blocks * 512
-                self.room.left(id(self.work), wanted - sum(self._written.values()))
+            self._note(image, os.fstat(fd).st_blocks * 512)
             yield chunk
+
+    def _note(self, image: str, written: int) -> None:
+        """Say how many bytes of an image are on the disk."""
+        with self._lock:
+            self._written[image] = written
+            wanted = sum(member.size for member in self.members.values())
+            self.room.left(id(self.work), wanted - sum(self._written.values()))
 
 
 def _outcome(call: Callable[[], Fetched]) -> Fetched | Exception:

@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 from archives import TEST
-from lab import Lab
+from lab import DEADLINE, Lab
 from test_archive import ARCHIVE_ROOM_BYTES, Memory, go_on, in_memory
 
 from stager import ahead, fetch
@@ -122,6 +122,64 @@ def test_a_broken_member_leaves_no_thread_and_no_file_while_its_error_is_kept(la
         assert error.__traceback__
         assert not [t for t in threading.enumerate() if t.name.startswith("slice")]
         assert os.listdir(work.dir) == []
+
+
+def test_a_broken_member_is_read_again_with_all_its_room_put_aside(lab: Lab) -> None:
+    """What was written of it is gone, and must not be another worker's to take meanwhile."""
+    put_aside = list[int]()
+
+    class Watched(Memory):
+        """Remembers what was put aside whenever the member's beginning is asked for."""
+
+        def read(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
+            if start == member.header_offset:
+                put_aside.append(sum(room._reserved.values()))
+            return super().read(start, end, check, most)
+
+    whole, member, data = long_member()
+    broken = whole[: member.end - 1] + bytes([whole[member.end - 1] ^ 1]) + whole[member.end :]
+    config, archive = load_config(lab.config, {}), in_memory(Watched(broken))
+    with lab.peer().locks.take("key") as work:
+        room = Room(config.static, config)
+        room.reserve(id(work), len(data))
+        [(_, error)] = Fetching(work, archive, room, Progress(), {"test": member}).fetched()
+    assert isinstance(error, ArchiveCorrupt)
+    assert put_aside == [len(data), len(data)]
+
+
+def test_a_thread_that_can_not_begin_ends_those_that_did(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted, start = threading.Event(), threading.Thread.start
+
+    class Stalled(Memory):
+        """Gives nothing until it is interrupted."""
+
+        def read(self, start: int, end: int, check: Check, most: int) -> Iterator[bytes]:
+            assert interrupted.wait(DEADLINE)
+            check()
+            return super().read(start, end, check, most)
+
+        def interrupt(self) -> None:
+            interrupted.set()
+
+    def start_one(thread: threading.Thread) -> None:
+        if [t for t in threading.enumerate() if t.name.startswith("member")]:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(fetch, "SIDE_BY_SIDE", 2)
+    whole, member, _ = long_member()
+    reader = Stalled(whole)
+    config, archive, members = load_config(lab.config, {}), in_memory(reader), ("test", "base")
+    with lab.peer().locks.take("key") as work:
+        room = Room(config.static, config)
+        fetching = Fetching(work, archive, room, Progress(), dict.fromkeys(members, member))
+        monkeypatch.setattr(threading.Thread, "start", start_one)
+        with pytest.raises(RuntimeError, match="new thread"):
+            list(fetching.fetched())
+        assert os.listdir(work.dir) == []
+    assert reader.spans == []
 
 
 def test_an_image_gets_a_second_thread_once_a_core_is_free(
