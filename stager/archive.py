@@ -158,9 +158,11 @@ class DirectorySource:
         except (FileNotFoundError, NotADirectoryError):
             raise ArchiveNotFound(f"no archive {build.archive_url}") from None
         except PermissionError:
-            raise ArchiveDenied(f"no permission to read {build.archive_url}") from None
+            hint = f"let uid {os.geteuid()} read {path} and search the directories above it"
+            raise ArchiveDenied(f"no permission to read {build.archive_url}", hint) from None
         except OSError as e:
-            raise ArchiveUnavailable(f"{build.archive_url}: {e.strerror}") from None
+            hint = f"look at the disk or mount of {path}, and drop the request again later"
+            raise ArchiveUnavailable(f"{build.archive_url}: {e.strerror}", hint) from None
         if not stat.S_ISREG(reader.info.st_mode):
             raise ArchiveNotFound(f"{build.archive_url} is not a file")
         generation, size = reader.info.st_mtime_ns, reader.info.st_size

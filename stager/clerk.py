@@ -11,6 +11,7 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -144,12 +145,9 @@ class Clerk:
 
     def _said(self, item: Received, reply: Answer) -> None:
         self.spool.outbox.note(self.paths.control)
-        log.info(
-            f"obeyed: {item.order.verb}",
-            uid=item.uid,
-            outcome=dict(itertools.islice(reply.outcome.items(), 10)),
-            problem=reply.problem,
-        )
+        some = dict(itertools.islice(reply.outcome.items(), 10))
+        facts: dict[str, Any] = {"problem": reply.problem} if reply.problem else {"outcome": some}
+        log.info(f"obeyed: {item.order.verb}", uid=item.uid, **facts)
 
     def _once(self, item: Received) -> Answer:
         """Carry out an order that is ours alone; doing it twice would do no harm.

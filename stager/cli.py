@@ -91,7 +91,7 @@ def _refuse(config: Config, wanted: list[str], error: RequestError) -> NoReturn:
         key, _, words = problem.message.partition(": ")
         message = f"{OPTIONS[key]}: {words}" if key in OPTIONS else problem.message
         click.echo(f"rejected: {message}", err=True)
-    hint = "nothing was dropped"
+    hint = "nothing was dropped; correct it and ask again"
     if any(problem.message.startswith(UNKNOWN_IMAGES) for problem in error.problems):
         hint += f"; {images_hint(wanted, config.rules)}"
     elif isinstance(error, BucketNotAllowed):

@@ -213,6 +213,11 @@ class Dispatcher:
         at_work = {case.claim.id for case in self.cases()}
         return bool(at_work and {entry.waiting.id, *at_work} & self.intake.deadly)
 
+    def alone(self) -> str:
+        """Return the request that is worked on alone, as an instance died on it; empty: none."""
+        claims = (case.claim for case in self.cases())
+        return next((claim.file for claim in claims if claim.id in self.intake.deadly), "")
+
     def _still_busy(self, entry: Entry) -> bool:
         """Poll the token of a build that was busy: once for all its requests, without a claim."""
         lull = self.backlog.lulls.get(entry.key)

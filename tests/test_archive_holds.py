@@ -281,7 +281,9 @@ def test_an_archive_the_daemon_may_not_read_is_denied_and_waited_for_alone(
     lab.archive_path().chmod(0o600)
     with lab.running() as daemon:
         lab.drop("one")
-        assert lab.result(lab.drop("hurried", wait=0))["error"]["code"] == "archive_denied"
+        error = lab.result(lab.drop("hurried", wait=0))["error"]
+        assert error["code"] == "archive_denied"
+        assert f"let uid {NOBODY} read {lab.archive_path()}" in error["hint"]
         assert lab.result(lab.drop("two", OTHER_BUILD))["state"] == "staged"
         lab.archive_path().chmod(0o644)
         assert lab.result("one")["state"] == "staged"

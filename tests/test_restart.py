@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from archives import make_image, sparse_zip64
 from cloud import Cloud
-from lab import BUILD, FILES, Lab, Peer, until
+from lab import BUCKET, BUILD, FILES, Lab, Peer, until
+from test_detail import shown
 
 from stager.config import load_config
 from stager.durable import make_dirs
@@ -73,6 +74,26 @@ def test_a_restart_goes_on_at_once_where_the_killed_daemon_was(public_dir: Path)
         cloud.clear_faults()
         assert not lab.is_clean()
         restarted(lab, old)
+
+
+def test_who_waits_for_what_is_worked_on_alone_is_told(public_dir: Path) -> None:
+    with Cloud() as cloud:
+        lab = Lab(public_dir, {"archive": {"source": "gcs"}, "workers": 2, **LONG})
+        other = f"gs://{BUCKET}/other-release/R1-2.3"
+        lab.env["STORAGE_EMULATOR_HOST"] = cloud.url
+        lab.init().upload(cloud, images=IMAGES)
+        lab.upload(cloud, other)
+        cloud.stall(300_000, 60, times=None)
+        daemon = lab.start()
+        lab.drop("a")
+        until(lambda: is_fetching(lab), "it is fetching")
+        daemon.kill()
+        with lab.running():
+            until(lambda: len(lab.spool("active")) == 1, "it is taken over")
+            lab.drop("b", other)
+            shown(lab, "b", "a.yaml, on which a daemon died, is worked on alone first")
+            cloud.clear_faults()
+            assert {lab.result(name)["state"] for name in "ab"} == {"staged"}
 
 
 def test_the_same_from_a_directory(public_dir: Path) -> None:

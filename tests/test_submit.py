@@ -138,7 +138,8 @@ def test_all_that_is_wrong_is_said_at_once(lab: Lab) -> None:
 def test_a_hint_is_about_what_is_wrong(lab: Lab, words: list[str], hint: str) -> None:
     done = lab.stager("submit", *words)
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1] == f"hint: nothing was dropped{hint}"
+    first = "hint: nothing was dropped; correct it and ask again"
+    assert done.stderr.splitlines()[-1] == f"{first}{hint}"
 
 
 def test_a_dry_run_prints_the_request_and_drops_nothing(lab: Lab) -> None:
