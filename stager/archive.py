@@ -19,8 +19,8 @@ from stager.errors import (
     ArchiveCorrupt,
     ArchiveDenied,
     ArchiveNotFound,
+    ArchivesAway,
     ArchiveUnavailable,
-    StorageError,
 )
 from stager.layout import Build
 from stager.zipdir import LOCAL_HEADER, Directory, Member, read_directory
@@ -151,8 +151,7 @@ class DirectorySource:
         path = self.directory / build.bucket / build.object_name
         try:
             if not self.directory.is_dir():
-                hint = "mount it, or set `archive.directory` in the configuration; requests wait"
-                raise StorageError(f"archive.directory is not there ({self.directory})", hint)
+                raise ArchivesAway(f"archive.directory is not there ({self.directory})")
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             reader = _FileReader(fd)
         except (FileNotFoundError, NotADirectoryError):

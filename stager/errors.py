@@ -11,7 +11,7 @@ the daemon does with the request that met it) and a `hint` (what a person does n
     |-- ArchiveUnavailable       deferred with back-off, counted
     |-- ArchiveCorrupt, ImageNotInArchive, ArchiveChanged, TargetConflict     failed at once
     |-- MachineFault             the whole queue waits, nothing is counted
-    |     CredentialsRefused, NoSpace, StorageError
+    |     CredentialsRefused, NoSpace, StorageError (ArchivesAway)
     |-- Expired, TooManyAttempts, Internal        failed
     |-- Cancelled                cancelled
     |-- BuildBusy                parked until the build's token is free
@@ -185,6 +185,12 @@ class StorageError(MachineFault):
 
     code = "storage_error"
     default_hint = "check the mounts of spool, static and results; requests wait"
+
+
+class ArchivesAway(StorageError):
+    """The directory that the archives are in is not there."""
+
+    default_hint = "mount it, or set `archive.directory` in the configuration; requests wait"
 
 
 class Expired(StagerError):

@@ -10,6 +10,7 @@ from stager.backlog import Backlog
 from stager.case import Case
 from stager.errors import (
     ArchiveMissing,
+    ArchivesAway,
     BuildBusy,
     CredentialsRefused,
     MachineFault,
@@ -102,7 +103,7 @@ class Outcomes:
                 self.backlog.suspects.discard(case.request.build.key)
             return
         proved = _staged_something(case)
-        if hold.error.code == CredentialsRefused.code:
+        if isinstance(hold.error, (CredentialsRefused, ArchivesAway)):
             proved = case.archive is not None or isinstance(case.error, ArchiveMissing)
         if not proved:
             # What could be answered all the same need not keep the others waiting.

@@ -259,6 +259,19 @@ def test_an_archive_directory_that_is_away_holds_the_queue(lab: Lab) -> None:
         goes_on(lab, daemon, *names)
 
 
+def test_a_look_at_an_archive_that_is_not_there_shows_that_its_directory_is(lab: Lab) -> None:
+    away = lab.root / "unmounted"
+    lab.archive(OTHER_BUILD)
+    (lab.root / "archive").rename(away)
+    with lab.running() as daemon:
+        lab.drop("one")
+        all_wait(lab, daemon, 1, "storage_error")
+        away.rename(lab.root / "archive")
+        daemon.await_log(GOES_ON)
+        until(lambda: lab.stager("status", "--check").returncode == 0, "no fault to be told")
+        assert not (lab.root / "results/one.yaml").exists()
+
+
 def test_a_static_tree_that_takes_nothing_holds_the_queue(nobodys_lab: Lab) -> None:
     lab = nobodys_lab
     lab.archive()
