@@ -75,9 +75,7 @@ def _is_wanted(spool: Spool, order: Order, room: str, claim: Claim) -> bool:
     except OSError:
         return False
     result = parse_result(data)
-    return bool(
-        result
-        and result.request_id == claim.request_id
-        and result.error
-        and result.error.code == order.code
-    )
+    if result is None or result.request_id != claim.request_id:
+        return False
+    errors = [result.error, *(image.error for image in (result.images or {}).values())]
+    return any(error and error.code == order.code for error in errors)

@@ -77,8 +77,15 @@ def _error(case: Case) -> StagerError | None:
     """Return the error of the first image that failed, in the request's order."""
     if case.request is None or (case.error and case.error.then is Then.CANCEL):
         return case.error
-    failed = [i for i in case.request.images if i in case.failures or i not in case.staged]
+    failed = [i for i in case.request.images if i in case.failures or not _is_done(case, i)]
     return case.failures.get(failed[0], case.error) if failed else case.error
+
+
+def _is_done(case: Case, image: str) -> bool:
+    """Whether an image is there; where it was to be staged again: whether it was."""
+    if image not in case.staged or case.error is None or case.request is None:
+        return image in case.staged
+    return not case.request.force or image in case.kept or _is_ours(case, image)
 
 
 def _state(case: Case, error: StagerError | None) -> State:

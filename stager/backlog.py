@@ -208,10 +208,13 @@ class Backlog:
             self.put_off_probe()
         return news
 
-    def went_well(self, key: str) -> Hold | None:
-        """End the hold (and return it): a probe proved that the fault is gone, or is another's."""
+    def went_well(self, key: str, *, is_sure: bool = True) -> Hold | None:
+        """End the hold (and return it): a probe proved that the fault is gone, or is another's.
+
+        Only what was staged makes sure that those who meet it again have one of their own.
+        """
         hold, self.hold = self.hold, None
-        if hold:
+        if hold and is_sure:
             self.suspects |= hold.keys
         self.suspects.discard(key)
         return hold

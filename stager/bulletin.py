@@ -119,10 +119,6 @@ class Bulletin:
         for rid, request in missing[:MOST_IN_STATUS]:
             if request and rid not in lulls and (lull := backlog.missed(request.build)):
                 lulls[rid] = lull
-        reasons = {rid: lull.reason for rid, lull in lulls.items()}
-        if alone := self.dispatcher.alone():
-            first = f"{alone}, on which a daemon died, is worked on alone first"
-            reasons = {e.waiting.request_id: first for e in waiting} | reasons
         wanted = {e.waiting.request_id: _wanted(e.request) for e in waiting if e.request}
         active = {}
         for case in self.dispatcher.cases():
@@ -138,7 +134,8 @@ class Bulletin:
             "paused": self.paused,
             "workers": self.config.workers,
             "active": active,
-            "reasons": reasons,
+            "reasons": {rid: lull.reason for rid, lull in lulls.items()},
+            "alone": self.dispatcher.alone(),
             "hints": {rid: lull.hint for rid, lull in lulls.items() if lull.hint},
             "wanted": wanted,
             "fault": self.standing_fault(),

@@ -34,7 +34,8 @@ def describe(config: Config, found: Pending) -> dict[str, Any]:
     entry = find_entry(status.take(config.paths, Look(lease=config.lease)), found)
     known = _known(config.paths, found)
     request = _read(known[0], config) if known else None
-    data: dict[str, Any] = {"state": found.state}
+    # It may have been begun since it was found.
+    data: dict[str, Any] = {"state": "active" if isinstance(entry, ActivePart) else found.state}
     is_left_behind = isinstance(entry, ActivePart) and entry.phase == LEFT_BEHIND
     if isinstance(entry, ActivePart):
         data |= {"host": entry.host}

@@ -214,9 +214,14 @@ class Dispatcher:
         return bool(at_work and {entry.waiting.id, *at_work} & self.intake.deadly)
 
     def alone(self) -> str:
-        """Return the request that is worked on alone, as an instance died on it; empty: none."""
-        claims = (case.claim for case in self.cases())
-        return next((claim.file for claim in claims if claim.id in self.intake.deadly), "")
+        """Return the request that is, or comes next and is to be, worked on alone; empty: none."""
+        cases, deadly = self.cases(), self.intake.deadly
+        if not (cases and deadly):
+            return ""
+        alone: list[Claim | Waiting] = [case.claim for case in cases if case.claim.id in deadly]
+        now, entries = self.tools.heart.server_now(), map(self.backlog.entries.get, deadly)
+        alone += [entry.waiting for entry in entries if entry and self._eligible(entry, now)]
+        return (alone[0].file or alone[0].request_id) if alone else ""
 
     def _still_busy(self, entry: Entry) -> bool:
         """Poll the token of a build that was busy: once for all its requests, without a claim."""

@@ -114,7 +114,11 @@ class Fetching:
         with self.progress.at(image), self._computes():
             with suppress(ArchiveCorrupt):
                 return self._once(image, member)
-            return self._once(image, self.archive.directory(self._check).member(member.name))
+            try:
+                return self._once(image, self.archive.directory(self._check).member(member.name))
+            except ArchiveCorrupt:
+                self._note(image, member.size)  # it needs no room any more
+                raise
 
     def _once(self, image: str, member: Member) -> Fetched:
         file = self.work.file()

@@ -72,7 +72,7 @@ def _stage(tools: Tools, case: Case) -> None:
     """Walk the main path: what is staged, token, what is missing, archive, images."""
     request = case.request
     assert request is not None
-    if is_staged(tools, case) or _is_judged(case):
+    if is_staged(tools, case) or _is_judged(tools, case):
         return
     if case.claim.a > tools.config.attempts:
         raise TooManyAttempts(f"the daemon died on this request {case.claim.a} times")
@@ -97,12 +97,17 @@ def _stage(tools: Tools, case: Case) -> None:
         raise ArchiveUnavailable("another request changed the build meanwhile")
 
 
-def _is_judged(case: Case) -> bool:
+def _is_judged(tools: Tools, case: Case) -> bool:
     """Whether an earlier request of this build has answered this one too."""
     assert case.request is not None
-    if any(image not in case.verdict for image in case.request.images):
+    if not case.verdict:
         return False
-    case.failures = {image: case.verdict[image] for image in case.request.images}
+    look(tools, case)
+    missing = [image for image in case.request.images if image not in case.staged]
+    if any(image not in case.verdict for image in missing):
+        case.staged = {}
+        return False
+    case.failures = {image: case.verdict[image] for image in missing}
     return True
 
 
@@ -143,6 +148,8 @@ def _stage_missing(tools: Tools, case: Case, work: Work, missing: list[str]) -> 
         try:
             staging.stage(missing)
         except GenerationGone:
+            # What is known is true of an archive that is no more.
+            staging.failures.clear()
             fetched = case.archive.fetched
             if last:
                 raise

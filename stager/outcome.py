@@ -109,7 +109,7 @@ class Outcomes:
             # What could be answered all the same need not keep the others waiting.
             self.backlog.put_off_probe(at_once=case.is_answered)
             return
-        self.backlog.went_well(case.request.build.key)
+        self.backlog.went_well(case.request.build.key, is_sure=_staged_something(case))
         seconds = round(time.monotonic() - hold.since)
         if hold.said:
             log.info(f"work goes on after {seconds} s", code=hold.error.code)
@@ -128,5 +128,5 @@ def _verdict(case: Case) -> dict[str, StagerError]:
     if case.error is None:
         return dict(case.failures)
     if case.error.code in SHARED_CODES:
-        return dict.fromkeys(case.request.images, case.error)
+        return dict.fromkeys(case.request.images, case.error) | case.failures
     return {}

@@ -49,6 +49,8 @@ class Told:
     wanted: dict[str, dict[str, Any]] = field(default_factory=dict)
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)
+    alone: str = ""
+    """A request that others wait for, as it is worked on alone."""
 
     def take_in(self, data: dict[str, Any], instance: InstancePart) -> None:
         """Remember what one instance says."""
@@ -62,6 +64,7 @@ class Told:
         self.reasons |= data.get("reasons", {})
         self.hints |= data.get("hints", {})
         self.progress |= active
+        self.alone = self.alone or data.get("alone", "")
 
 
 def _left_behind(view: dict[str, Any]) -> dict[str, Any]:

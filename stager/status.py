@@ -99,6 +99,8 @@ def _reason(waiting: Waiting, snapshot: Snapshot, told: Told, now: float) -> tup
         fault = snapshot.faults[0]
         return REASONS.get(fault.code, fault.message), fault.hint
     reason, hint = _idle(snapshot) or ("its turn has not come", "")
+    if told.alone and _idle(snapshot) is None:
+        reason = f"{printable(told.alone)}, on which a daemon died, is worked on alone"
     if waiting.due > now + 1:
         reason = f"retry at {time.strftime('%H:%M:%S', time.localtime(waiting.due))}"
     return reason, hint

@@ -126,6 +126,9 @@ def test_the_error_is_that_of_the_first_failed_image_in_request_order(
     assert code(result) == first
     assert result["images"]["recovery"]["state"] == "staged"
     assert lab.flag(build) == ["recovery"]
+    for wanted in ("archive_corrupt", "image_not_in_archive"):
+        again = lab.stager("retry", "--all", "--code", wanted).stdout
+        assert "retried as" in again, "also where it is not the first"
 
 
 # -- what is staged stays --------------------------------------------------------------------------

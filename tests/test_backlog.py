@@ -17,6 +17,7 @@ from stager.backlog import (
 from stager.errors import (
     ArchiveDenied,
     ArchiveNotFound,
+    ArchivesAway,
     BuildBusy,
     CredentialsRefused,
     ImageNotInArchive,
@@ -208,6 +209,14 @@ def test_a_fault_of_the_machine_is_said_once_and_probed_ever_more_rarely() -> No
     assert probes == sorted(probes)
     assert probes[-1] == LONGEST_PROBE_SECONDS
     assert backlog.met_fault("one", CredentialsRefused("another fault"), is_probe=True)
+
+
+def test_a_proof_by_which_nothing_was_staged_makes_nobodys_fault_his_own() -> None:
+    backlog = Backlog(Clock())
+    backlog.met_fault("one", ArchivesAway("away"), is_probe=False)
+    assert backlog.went_well("two", is_sure=False)
+    assert backlog.met_fault("one", ArchivesAway("away"), is_probe=False), "it holds all again"
+    assert backlog.hold
 
 
 def test_work_goes_on_for_all_when_a_probe_went_well() -> None:

@@ -88,10 +88,10 @@ def test_who_waits_for_what_is_worked_on_alone_is_told(public_dir: Path) -> None
         lab.drop("a")
         until(lambda: is_fetching(lab), "it is fetching")
         daemon.kill()
-        with lab.running():
-            until(lambda: len(lab.spool("active")) == 1, "it is taken over")
+        with lab.running() as daemon:
+            daemon.await_log("took over")
             lab.drop("b", other)
-            shown(lab, "b", "a.yaml, on which a daemon died, is worked on alone first")
+            shown(lab, "b", "a.yaml, on which a daemon died, is worked on alone")
             cloud.clear_faults()
             assert {lab.result(name)["state"] for name in "ab"} == {"staged"}
 

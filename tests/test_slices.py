@@ -178,6 +178,7 @@ def test_a_thread_that_can_not_begin_ends_those_that_did(
         monkeypatch.setattr(threading.Thread, "start", start_one)
         with pytest.raises(RuntimeError, match="new thread"):
             list(fetching.fetched())
+        assert interrupted.is_set()
         assert os.listdir(work.dir) == []
     assert reader.spans == []
 
