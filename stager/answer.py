@@ -83,9 +83,9 @@ def _error(case: Case) -> StagerError | None:
 
 def _is_done(case: Case, image: str) -> bool:
     """Whether an image is there; where it was to be staged again: whether it was."""
-    if image not in case.staged or case.error is None or case.request is None:
-        return image in case.staged
-    return not case.request.force or image in case.kept or _is_ours(case, image)
+    assert case.request is not None
+    is_enough = case.error is None or not case.request.force
+    return image in case.staged and (is_enough or image in case.kept or _is_ours(case, image))
 
 
 def _state(case: Case, error: StagerError | None) -> State:

@@ -39,7 +39,7 @@ class Outcomes:
     """Whether it was said already that the spool does not work."""
     _missed: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_MISSED))
     """The requests of which it was said that they wait for their archives."""
-    _alone: set[str] = field(default_factory=set)
+    _own: set[str] = field(default_factory=set)
     """The builds of which it was said that they wait for a fault of their own."""
 
     def ended(self, case: Case) -> None:
@@ -80,7 +80,7 @@ class Outcomes:
     def _met_fault(self, key: str, error: MachineFault, case: Case) -> None:
         """Hold the queue, or just a build whose faults are its own; each is said once."""
         if key not in self.backlog.lulls:
-            self._alone.discard(key)
+            self._own.discard(key)
         news = self.backlog.met_fault(key, error, is_probe=case.is_probe)
         hold = self.backlog.hold
         if hold and (news or not hold.said) and key not in self.backlog.suspects:
@@ -88,9 +88,9 @@ class Outcomes:
             if isinstance(error, CredentialsRefused) or not self.spool_is_faulty:
                 log.error(f"the queue waits: {error.message}", code=error.code, hint=error.hint)
                 hold.said = True
-        elif key in self.backlog.suspects and key not in self._alone:
+        elif key in self.backlog.suspects and key not in self._own:
             # It may have been among those that held the queue, which goes on now.
-            self._alone.add(key)
+            self._own.add(key)
             rid = case.claim.request_id
             log.error(f"a build waits: {error.message}", request_id=rid, build=key, code=error.code)
 

@@ -156,9 +156,13 @@ def images_hint(wanted: Iterable[str], rules: Rules) -> str:
     known = list(rules.image_files)
     # A file may hold very many.
     unknown = [name for name in dict.fromkeys(wanted) if name not in known][:MOST_GUESSED]
-    close = [difflib.get_close_matches(name[:64].lower(), known, 1) for name in unknown]
+    several = {name for name in unknown if not set(name).isdisjoint("; |/")}
+    single = [name for name in unknown if name not in several]
+    close = [difflib.get_close_matches(name[:64].lower(), known, 1) for name in single]
     words = ", ".join(f"`{name}`" for name in dict.fromkeys(itertools.chain(*close)))
-    return (f"did you mean {words}? " if words else "") + f"images here: {', '.join(known)}"
+    guess = f"did you mean {words}? " if words else ""
+    apart = "separate names by commas; " if several else ""
+    return f"{guess}{apart}images here: {', '.join(known)}"
 
 
 def _rename_synonyms(document: Document) -> None:

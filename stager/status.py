@@ -98,9 +98,10 @@ def _reason(waiting: Waiting, snapshot: Snapshot, told: Told, now: float) -> tup
     if snapshot.faults:
         fault = snapshot.faults[0]
         return REASONS.get(fault.code, fault.message), fault.hint
-    reason, hint = _idle(snapshot) or ("its turn has not come", "")
-    if told.alone and _idle(snapshot) is None:
-        reason = f"{printable(told.alone)}, on which a daemon died, is worked on alone"
+    turn = "its turn has not come"
+    if told.alone:
+        turn = f"{printable(told.alone)}, on which a daemon died, is worked on alone"
+    reason, hint = _idle(snapshot) or (turn, "")
     if waiting.due > now + 1:
         reason = f"retry at {time.strftime('%H:%M:%S', time.localtime(waiting.due))}"
     return reason, hint

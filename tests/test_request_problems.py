@@ -246,6 +246,8 @@ def test_a_file_may_have_64_kib_and_no_byte_more() -> None:
     [
         pytest.param("tset", "did you mean `test`? ", id="a slip"),
         pytest.param("Test, BASE", "did you mean `test`, `base`? ", id="capitals"),
+        pytest.param("test;base", "separate names by commas; ", id="semicolon"),
+        pytest.param("Test recovery", "separate names by commas; ", id="blank"),
         pytest.param("test, recover, recovry", "did you mean `recovery`? ", id="one, twice"),
         pytest.param("factory", "", id="nothing like it"),
         pytest.param(",".join([*(f"x{n}" for n in range(20)), "tset"]), "", id="very many"),
